@@ -1,0 +1,95 @@
+"""Ce que partagent les tests : copier le kit, modifier la zone ***, lancer un script, un écran virtuel."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ["model_VAE_64.py", "record_images.py", "train_VAE.py", "decode_VAE.py"]
+
+
+def copy_kit(folder, exemple=True):
+    """Copie les quatre scripts (et le jeu de départ) dans `folder`, comme un étudiant le ferait."""
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for name in SCRIPTS:
+        shutil.copy(ROOT / name, folder)
+    if exemple:
+        shutil.copytree(ROOT / "images" / "exemple", folder / "images" / "exemple")
+    return folder
+
+
+def edit_zone(script, **values):
+    """Remplace la valeur de chaque paramètre nommé, sur sa ligne `name = value  # commentaire`.
+
+    Une valeur est écrite par repr() ; `Raw("float('nan')")` écrit un texte tel quel."""
+    script = Path(script)
+    text = script.read_text(encoding="utf-8")
+    for name, value in values.items():
+        text, count = re.subn(rf"(?m)^{name} = .*?(\s+#.*)?$",
+                              lambda m: f"{name} = {value!r}{m.group(1) or ''}", text, count=1)
+        assert count == 1, f"{name} n'est pas dans {script.name}"
+    script.write_text(text, encoding="utf-8")
+
+
+class Raw(str):
+    """Un texte Python que edit_zone écrit sans guillemets."""
+    __repr__ = str.__str__
+
+
+def run(script, cwd=None, timeout=600, env=None, **options):
+    """Lance un script comme le ferait un terminal ; rend le CompletedProcess (stdout et stderr réunis)."""
+    return subprocess.run([sys.executable, str(script)], cwd=cwd, timeout=timeout, text=True, encoding="utf-8",
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})}, **options)
+
+
+def wait_until(condition, timeout=30, every=0.05):
+    """Attend que condition() soit vraie et rend sa valeur ; échoue après `timeout` secondes."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(every)
+    raise AssertionError(f"rien en {timeout} s : {condition}")
+
+
+class Screen:
+    """Un écran virtuel (Xvfb) avec un gestionnaire de fenêtres, une souris et un clavier (xdotool)."""
+
+    def __init__(self, size="1366x768"):
+        read, write = os.pipe()
+        self.server = subprocess.Popen(["Xvfb", "-displayfd", str(write), "-screen", "0", f"{size}x24"],
+                                       pass_fds=[write], stderr=subprocess.DEVNULL)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            self.display = ":" + pipe.readline().strip()
+        self.env = {"DISPLAY": self.display}
+        self.manager = None
+        if shutil.which("openbox"):
+            self.manager = subprocess.Popen(["openbox"], env={**os.environ, **self.env},
+                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def xdotool(self, *words):
+        """xdotool avec ces mots ; rend ce qu'il écrit."""
+        return subprocess.run(["xdotool", *map(str, words)], env={**os.environ, **self.env},
+                              text=True, capture_output=True, timeout=30).stdout.strip()
+
+    def window(self, title, timeout=60):
+        """L'identifiant de la fenêtre visible dont le titre contient `title`, attendue si besoin."""
+        found = wait_until(lambda: self.xdotool("search", "--onlyvisible", "--name", title), timeout)
+        return found.split()[-1]
+
+    def picture(self, path):
+        """Enregistre une image de tout l'écran (ImageMagick)."""
+        subprocess.run(["import", "-window", "root", str(path)], env={**os.environ, **self.env}, check=True)
+
+    def close(self):
+        for process in (self.manager, self.server):
+            if process:
+                process.terminate()
+                process.wait()
