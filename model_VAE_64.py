@@ -1,0 +1,209 @@
+"""Le modèle : un Variational AutoEncoder (VAE) pour de petites images en couleur.
+
+Ce fichier ne se lance pas : train_VAE.py et decode_VAE.py l'importent. On y trouve
+- le réseau : Encoder (image -> mu, logvar), Decoder (z -> image), VAE (les deux ensemble) ;
+- le passage d'un fichier à une image, d'une image à un tenseur, et retour ;
+- l'enregistrement et la lecture d'un modèle.
+
+L'idée et les notations viennent de Kingma et Welling, « Auto-Encoding Variational Bayes »,
+2013 (https://arxiv.org/abs/1312.6114).
+"""
+import contextlib
+import logging
+import os
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps
+from torch import nn
+from torchvision.transforms import functional
+
+MODEL_KIND = "VAE_64"     # écrit dans chaque modèle enregistré, vérifié à la lecture
+SIZES = range(16, 513, 16)    # côtés possibles : le réseau divise l'image par 16
+LATENT_SIZES = range(1, 257)
+
+logging.getLogger("PIL").setLevel(logging.CRITICAL)   # Pillow se tait : les scripts résument
+
+
+# %% Le réseau
+# Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
+class Encoder(nn.Sequential):
+    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar."""
+
+    def __init__(self, latent_size, images_size):
+        super().__init__(
+            nn.Conv2d(3, 32, 8, stride=4, padding=2), nn.SiLU(),         # 32 × S/4 × S/4
+            nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.SiLU(),        # 64 × S/8 × S/8
+            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.SiLU(),       # 128 × S/16 × S/16
+            nn.Flatten(),                                                # 128·(S/16)²
+            nn.Linear(128 * (images_size // 16) ** 2, 2 * latent_size))  # 2·latent_size
+
+
+class Decoder(nn.Sequential):
+    """Le chemin inverse : N×latent_size -> N×3×S×S."""
+
+    def __init__(self, latent_size, images_size):
+        side = images_size // 16
+        super().__init__(
+            nn.Linear(latent_size, 256), nn.SiLU(),                          # 256
+            nn.Linear(256, 128 * side ** 2), nn.SiLU(),                      # 128·(S/16)²
+            nn.Unflatten(1, (128, side, side)),                              # 128 × S/16 × S/16
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.SiLU(),  # 64 × S/8 × S/8
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.SiLU(),   # 32 × S/4 × S/4
+            nn.ConvTranspose2d(32, 3, 8, stride=4, padding=2))               # 3 × S × S
+
+
+class VAE(nn.Module):
+    """Encoder et Decoder, reliés par quelques nombres tirés au hasard autour de mu.
+
+    x : N×3×S×S, RVB, flottants de 0 à 1 (S = images_size) ; z, mu, logvar : N×latent_size.
+    Lève ValueError si le réseau ne peut pas prendre ces tailles.
+    """
+
+    def __init__(self, latent_size=4, images_size=64):
+        if type(latent_size) is not int or latent_size not in LATENT_SIZES:
+            raise ValueError(f"latent_size = {latent_size!r} : il faut un nombre entier "
+                             f"de {LATENT_SIZES[0]} à {LATENT_SIZES[-1]}.")
+        if type(images_size) is not int or images_size not in SIZES:
+            raise ValueError(f"images_size = {images_size!r} : il faut un multiple de 16 "
+                             f"de {SIZES[0]} à {SIZES[-1]}, par exemple 32, 64, 128 ou 256.")
+        super().__init__()
+        self.latent_size, self.images_size = latent_size, images_size
+        self.encoder = Encoder(latent_size, images_size)
+        self.decoder = Decoder(latent_size, images_size)
+        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))  # avant la sigmoïde
+        self.register_buffer("contrast", torch.ones(()))
+
+    @torch.no_grad()
+    def start_from(self, images):
+        """Prépare le réseau aux images d'entraînement (octets, N×S×S×3) : sans avoir rien appris,
+        le décodeur dessine déjà leur moyenne, et l'encodeur ne voit que ce qui s'en écarte. Un
+        petit jeu d'images ne dépense pas ses quelques pas à apprendre ce qu'elles ont en commun.
+        """
+        mean = images.mean(axis=0) / 255
+        self.mean.copy_(torch.logit(torch.from_numpy(mean).permute(2, 0, 1), eps=0.02))
+        self.contrast.fill_(max(0.01, (images[:500] / 255 - mean).std()))
+
+    def encode(self, x):
+        """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
+        mu, logvar = self.encoder((x - torch.sigmoid(self.mean)) / self.contrast).chunk(2, dim=1)
+        return mu, logvar
+
+    def decode(self, z):
+        """Les images que dessine le décodeur, de 0 à 1."""
+        return torch.sigmoid(self.decoder(z) + self.mean)
+
+    def forward(self, x):
+        """(reconstruction, mu, logvar), avec z = mu + sigma·epsilon (article, éq. 10)."""
+        mu, logvar = self.encode(x)
+        z = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
+        return self.decode(z), mu, logvar
+
+
+# %% Des images et des tenseurs
+def find_images(folder):
+    """Tous les fichiers sous `folder` (sous-dossiers compris) : (ceux de l'étudiant, ceux de
+    `folder`/exemple), deux listes de Path triées. Ce qui n'est pas une image y est aussi."""
+    folder = Path(folder)
+    files = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    exemple = [file for file in files if folder / "exemple" in file.parents]
+    return [file for file in files if file not in set(exemple)], exemple
+
+
+def read_image(path, images_size):
+    """Lit n'importe quelle image : son carré central, en RVB, réduit à images_size de côté.
+
+    Rend une PIL.Image. Lève une exception (OSError, ValueError...) si `path` n'est pas une image
+    entière ; son texte dit pourquoi."""
+    if not Path(path).is_file():
+        raise OSError("ce n'est pas un fichier")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * images_size, 2 * images_size))   # JPEG : décodage réduit
+            with contextlib.suppress(Exception):                     # EXIF abîmé : tant pis
+                ImageOps.exif_transpose(image, in_place=True)
+            image = to_rgb(image)
+            side = min(image.size)
+            left, top = (image.width - side) / 2, (image.height - side) / 2
+            return image.resize((images_size, images_size), Image.Resampling.BICUBIC,
+                                box=(left, top, left + side, top + side), reducing_gap=2)
+
+
+def to_rgb(image):
+    """Une PIL.Image de n'importe quel mode en RVB : les gris étirés, la transparence sur blanc."""
+    if image.mode.startswith(("I", "F")):             # gris sur 16 ou 32 bits, ou flottants
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        low, high = values.min(), values.max()
+        values = (values - low) * 255 / (high - low or 1)
+        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":
+        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_to_tensor(image):
+    """Une PIL.Image S×S -> un tenseur 3×S×S, de 0 à 1."""
+    return functional.to_tensor(image)
+
+
+def tensor_to_image(x):
+    """Un tenseur 3×S×S, de 0 à 1 -> une PIL.Image S×S."""
+    return functional.to_pil_image(x.detach().cpu().clamp(0, 1))
+
+
+# %% Enregistrer et relire
+@contextlib.contextmanager
+def write_safely(path):
+    """Ouvre un fichier à écrire qui ne prend le nom `path` qu'une fois complet : un arrêt ou un
+    disque plein laisse l'ancien intact. Lève OSError si l'écriture échoue."""
+    path = Path(path)
+    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
+    except BaseException:
+        os.unlink(file.name)
+        raise
+
+
+def save_model(vae, path):
+    """Enregistre les poids, latent_size et images_size dans un seul fichier, toujours entier."""
+    with write_safely(path) as file:
+        torch.save({"kind": MODEL_KIND, "latent_size": vae.latent_size,
+                    "images_size": vae.images_size, "weights": vae.state_dict()}, file)
+
+
+def load_model(path):
+    """Relit un modèle : un VAE en mode eval, sur le processeur.
+
+    Lève FileNotFoundError s'il n'y en a pas, ValueError (avec une phrase en français) si le
+    fichier est abîmé ou n'est pas un modèle de ce kit. Aucun code du fichier n'est exécuté."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"Il n'y a pas encore de modèle « {path} ».")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()       # vérifie chaque octet, torch.load ne le fait pas
+        if damaged:
+            raise ValueError(damaged)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["kind"] != MODEL_KIND:
+            raise ValueError(saved["kind"])
+        vae = VAE(saved["latent_size"], saved["images_size"])
+        vae.load_state_dict(saved["weights"])
+    except Exception as error:
+        raise ValueError(f"« {path} » n'est pas un modèle de ce kit, ou il est abîmé, ou "
+                         "model_VAE_64.py a changé depuis : relancez train_VAE.py.") from error
+    return vae.eval()

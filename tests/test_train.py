@@ -1,0 +1,197 @@
+"""train_VAE.py, lancé comme le fait un étudiant, depuis un autre dossier que le sien."""
+import csv
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kit
+from model_VAE_64 import load_model
+
+LINE = re.compile(r"Epoch (\d+)/(\d+) .*?\bloss +([\d.]+) .*?test loss +([\d.]+)")
+
+
+def put_images(folder, count, size=(40, 30), name="image_{:03d}.png"):
+    """Met `count` images différentes dans folder/images, sans le jeu de départ."""
+    rng = np.random.default_rng(count)
+    for k in range(count):
+        pixels = np.full((size[1], size[0], 3), rng.integers(0, 256, 3), np.uint8)
+        pixels[:, : rng.integers(1, size[0])] = rng.integers(0, 256, 3)
+        Image.fromarray(pixels).save(folder / "images" / name.format(k))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(dossier, sortie) d'un entraînement court sur une partie du jeu de départ."""
+    folder = kit.copy_kit(tmp_path_factory.mktemp("x") / "mon kit été")
+    for path in sorted((folder / "images" / "exemple").iterdir())[150:]:
+        path.unlink()
+    kit.edit_zone(folder / "train_VAE.py", epochs=4)
+    result = kit.run(folder / "train_VAE.py", cwd="/")
+    assert result.returncode == 0, result.stdout
+    return folder, result.stdout
+
+
+def test_console(trained):
+    """L'appareil, combien d'images et d'où, une ligne par epoch, un bilan en une phrase."""
+    folder, out = trained
+    assert "Calcul sur : " in out and "150 images" in out and "exemple" in out
+    assert "120 pour l'entraînement, 30 pour le test" in out and "jeu de départ" in out
+    lines = LINE.findall(out)
+    assert [line[:2] for line in lines] == [(str(k), "4") for k in range(1, 5)]
+    losses, test_losses = [[float(line[k]) for line in lines] for k in (2, 3)]
+    assert losses[-1] < 0.9 * losses[0] and test_losses[-1] < 0.9 * test_losses[0]
+    assert len(re.findall(r"^Bilan : ", out, re.M)) == 1 and "Traceback" not in out
+
+
+def test_results(trained):
+    """Le modèle se relit, l'image a la bonne taille, latents.csv a une ligne par image."""
+    folder, out = trained
+    vae = load_model(folder / "model_VAE_64.pt")
+    assert (vae.latent_size, vae.images_size, vae.training) == (4, 64, False)
+    with Image.open(folder / "train_VAE.png") as picture:
+        assert picture.width > 600 and picture.height > 200 + 6 * 64
+        assert len(set(picture.convert("RGB").getdata())) > 1000       # ni blanche, ni vide
+    with open(folder / "latents.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["image", "z1", "z2", "z3", "z4"] and len(rows) == 151
+    assert all((folder / row[0]).is_file() for row in rows[1:])
+    assert np.array([row[1:] for row in rows[1:]], float).std(axis=0).max() > 0.1
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == sorted(
+        kit.SCRIPTS + ["images", "latents.csv", "model_VAE_64.pt", "train_VAE.png"])
+
+
+def test_own_images_first(folder):
+    """Dès que l'étudiant a ses images, même dans un sous-dossier, le jeu de départ ne sert plus."""
+    (folder / "images" / "été").mkdir()
+    put_images(folder, 12, name="été/photo {:02d}.bmp")
+    (folder / "images" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    kit.edit_zone(folder / "train_VAE.py", epochs=1)
+    out = kit.run(folder / "train_VAE.py", cwd="/").stdout
+    assert "12 images" in out and "1 fichier laissé de côté" in out and ".DS_Store" in out
+    assert "jeu de départ" not in out
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 9])
+def test_few_images(tmp_path, count):
+    """0 ou 1 image : une phrase ; 2 et plus : un entraînement."""
+    folder = kit.copy_kit(tmp_path / "mon kit", exemple=False)
+    put_images(folder, count)
+    kit.edit_zone(folder / "train_VAE.py", epochs=2)
+    result = kit.run(folder / "train_VAE.py")
+    assert "Traceback" not in result.stdout
+    assert (result.returncode == 0) == (count >= 2) == (folder / "model_VAE_64.pt").exists()
+    if count < 2:
+        assert "record_images.py" in result.stdout and "au moins 2" in result.stdout
+
+
+@pytest.mark.parametrize("images_size, latent_size", [(32, 1), (48, 2), (128, 32), (256, 4)])
+def test_sizes(tmp_path, images_size, latent_size):
+    """D'autres tailles d'images et d'autres nombres de sliders."""
+    folder = kit.copy_kit(tmp_path / "kit", exemple=False)
+    put_images(folder, 10, size=(300, 200), name="image_{:03d}.jpg")
+    kit.edit_zone(folder / "train_VAE.py", epochs=1, images_size=images_size, latent_size=latent_size)
+    result = kit.run(folder / "train_VAE.py")
+    assert result.returncode == 0, result.stdout
+    vae = load_model(folder / "model_VAE_64.pt")
+    assert (vae.latent_size, vae.images_size) == (latent_size, images_size)
+
+
+ODD = [None, "", "64", [], [64], (), {}, b"64", True, 4.5, -1, -0.5, float("nan"), float("inf"),
+       10**12, 1e300]
+NUMBERS = ["images_size", "latent_size", "epochs", "batch_size", "learning_rate", "beta",
+           "test_proportion", "seed"]
+BAD = {name: ODD + [0] * (name not in ("beta", "seed")) for name in NUMBERS}
+for name in ("learning_rate", "beta"):
+    BAD[name].remove(4.5)
+BAD["images_size"] += [63, 8, 20, 100, 65]
+BAD["images_folder"] = [None, "absent", 3, [], b"images", "a\0b", "x" * 5000, True, 1.5, {}, "train_VAE.py"]
+BAD["model_file"] = [None, "", 3, [], b"m.pt", "a\0b.pt", True, 1.5, {}, "train_VAE.py", "modele", ".."]
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_parameters(folder, name):
+    """Chaque valeur impossible : une phrase avec le paramètre et sa valeur, avant PyTorch."""
+    script = folder / "train_VAE.py"
+    text = script.read_text(encoding="utf-8")
+    assert len(BAD[name]) >= 10
+    for value in BAD[name]:
+        script.write_text(text, encoding="utf-8")
+        shown = kit.Raw(f"float('{value}')") if value != value or value == float("inf") else value
+        kit.edit_zone(script, **{name: shown})
+        start = time.monotonic()
+        result = kit.run(script, cwd="/")
+        assert result.returncode == 1 and "Traceback" not in result.stdout, (name, value, result.stdout)
+        assert f"Paramètre {name} = {value!r}" in result.stdout and result.stdout.count("\n") == 1
+        assert time.monotonic() - start < 1.5, "le contrôle vient après PyTorch"
+
+
+def start(folder, **zone):
+    """Lance train_VAE.py sans l'attendre."""
+    kit.edit_zone(folder / "train_VAE.py", **zone)
+    return subprocess.Popen([sys.executable, "-u", str(folder / "train_VAE.py")], text=True,
+                            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def read_until(process, text):
+    """Lit la sortie jusqu'à une ligne qui contient `text` ; rend ce qui a été lu."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError("".join(lines))
+
+
+@pytest.mark.parametrize("moment, after", [("Chargement", 1), ("Calcul sur", 0), ("Epoch 2/", 0.1)])
+def test_ctrl_c(folder, moment, after):
+    """Ctrl-C au chargement, pendant la première epoch ou plus tard : une phrase, et le modèle."""
+    process = start(folder, epochs=500)
+    read_until(process, moment)
+    time.sleep(after)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "Traceback" not in out and "Arrêt demandé" in out, out
+    if moment.startswith("Epoch"):
+        assert "est enregistré dans « model_VAE_64.pt »" in out
+        assert load_model(folder / "model_VAE_64.pt").latent_size == 4
+
+
+def test_previous_model_is_kept(trained):
+    """Un nouvel entraînement garde le modèle d'avant sous un autre nom, et le dit."""
+    folder, _ = trained
+    before = (folder / "model_VAE_64.pt").read_bytes()
+    kit.edit_zone(folder / "train_VAE.py", epochs=1, latent_size=2)
+    out = kit.run(folder / "train_VAE.py").stdout
+    assert "model_VAE_64_precedent.pt" in out
+    assert (folder / "model_VAE_64_precedent.pt").read_bytes() == before
+    assert load_model(folder / "model_VAE_64.pt").latent_size == 2
+
+
+def test_loss_not_a_number(tmp_path):
+    """learning_rate = 100 : une phrase qui le nomme, et le modèle d'avant reste."""
+    folder = kit.copy_kit(tmp_path / "kit", exemple=False)
+    put_images(folder, 60)
+    kit.edit_zone(folder / "train_VAE.py", epochs=1)
+    assert kit.run(folder / "train_VAE.py").returncode == 0
+    before = (folder / "model_VAE_64.pt").read_bytes()
+    kit.edit_zone(folder / "train_VAE.py", learning_rate=100, epochs=20)
+    result = kit.run(folder / "train_VAE.py")
+    assert result.returncode == 1 and "Traceback" not in result.stdout
+    assert "learning_rate = 100" in result.stdout.splitlines()[-1]
+    assert (folder / "model_VAE_64.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("beta", [0, 0.1, 20])
+def test_beta(tmp_path, beta):
+    """De 0 à 20, beta laisse l'apprentissage stable."""
+    folder = kit.copy_kit(tmp_path / "kit", exemple=False)
+    put_images(folder, 80)
+    kit.edit_zone(folder / "train_VAE.py", epochs=8, beta=beta)
+    lines = LINE.findall(kit.run(folder / "train_VAE.py").stdout)
+    assert len(lines) == 8 and float(lines[-1][2]) < float(lines[0][2])

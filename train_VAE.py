@@ -1,0 +1,350 @@
+"""Entraîne un VAE sur les images d'un dossier, sans aucune étiquette.
+
+À chaque epoch, le modèle voit une fois toutes les images d'entraînement ; la « test loss » est
+mesurée sur des images mises de côté, qu'il ne voit jamais. Le script laisse à côté de lui
+- model_VAE_64.pt : le modèle, que decode_VAE.py ouvre ;
+- train_VAE.png : les courbes, des reconstructions et l'effet de chaque slider, à chaque epoch ;
+- latents.csv : pour chaque image, son chemin et les latent_size nombres qui la résument.
+"""
+import contextlib
+import csv
+import io
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+# ******************************* PARAMÈTRES À MODIFIER *******************************
+images_folder = "images"         # dossier des images (les sous-dossiers sont lus aussi)
+model_file = "model_VAE_64.pt"   # fichier où le modèle est enregistré
+images_size = 64                 # côté des images en pixels, multiple de 16 *** 32-256 ***
+latent_size = 4                  # combien de nombres résument une image *** 1-32 ***
+epochs = 30                      # combien de fois le modèle voit chaque image *** 5-200 ***
+batch_size = 64                  # images par pas d'apprentissage, au plus *** 8-256 ***
+learning_rate = 0.002            # longueur des pas d'apprentissage *** 0.0001-0.01 ***
+beta = 1                         # poids de la divergence KL dans la loss *** 0.1-20 ***
+test_proportion = 0.2            # part des images mises de côté pour le test *** 0.1-0.5 ***
+seed = 0                         # un autre nombre : un autre tirage au hasard *** 0-1000 ***
+# *************************************************************************************
+
+folder = Path(__file__).resolve().parent
+in_spyder = "spyder_kernels" in sys.modules
+
+
+def stop(message):
+    """Affiche un message clair et termine le script (sans bruit dans la console de Spyder)."""
+    print(message)
+    sys.exit(0 if in_spyder else 1)
+
+
+for name, types, low, high in [
+        ("images_size", [int], 16, 512), ("latent_size", [int], 1, 256),
+        ("epochs", [int], 1, 100_000), ("batch_size", [int], 1, 10_000),
+        ("learning_rate", [int, float], 1e-8, 100), ("beta", [int, float], 0, 1e6),
+        ("test_proportion", [float], 0.001, 0.9), ("seed", [int], 0, 2**32)]:
+    value = globals()[name]
+    if type(value) not in types or not low <= value <= high:
+        stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (types == [int])}"
+             f"de {low} à {high}. Corrigez-le dans la zone ***.")
+if images_size % 16:
+    stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128, "
+         "256...), car le réseau divise la taille par 16.")
+if type(images_folder) is not str or not os.path.isdir(folder / images_folder):
+    stop(f"Paramètre images_folder = {images_folder!r} : ce dossier n'existe pas. Créez-le et "
+         "mettez-y des images, ou enregistrez-en avec record_images.py.")
+if type(model_file) is not str or not model_file.endswith(".pt") or "\0" in model_file:
+    stop(f"Paramètre model_file = {model_file!r} : il faut un nom de fichier entre guillemets "
+         "qui finit par .pt.")
+
+# %% Les bibliothèques
+try:
+    print("Chargement de PyTorch...", flush=True)
+    sys.path.insert(0, str(folder))
+    sys.modules.pop("model_VAE_64", None)     # relu à chaque fois : il a pu être modifié
+    import numpy as np
+    import torch
+    from PIL import Image, ImageDraw, ImageFont
+    from torchvision.utils import make_grid
+    from model_VAE_64 import VAE, find_images, read_image, save_model, write_safely
+except ImportError as error:
+    stop(f"Il manque une bibliothèque ({error}). Dans la console : pip install torch torchvision "
+         "opencv-python numpy pillow")
+except KeyboardInterrupt:
+    stop("Arrêt demandé, avant le début.")
+
+
+# %% Les petits outils
+def what_is_saved():
+    """Une phrase : ce que l'on retrouvera sur le disque après un arrêt."""
+    if not saved_epoch:
+        return "Rien n'a été modifié sur le disque."
+    return f"Le modèle de l'epoch {saved_epoch} est enregistré dans « {model_file} »."
+
+
+@contextlib.contextmanager
+def clear_messages():
+    """Remplace par une phrase l'arrêt demandé et les erreurs d'écriture sur le disque."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(f"\nArrêt demandé. {what_is_saved()}")
+    except OSError as error:
+        stop(f"\nImpossible d'écrire dans « {folder} » ({error.strerror}). Le disque est-il plein, "
+             "le dossier protégé, le fichier ouvert dans un tableur ? " + what_is_saved())
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error):
+            raise
+        stop(f"\nPas assez de mémoire : baissez batch_size ou images_size. {what_is_saved()}")
+
+
+class Progress:
+    """Montre où l'on en est, si cela dure plus de deux secondes."""
+
+    def __init__(self):
+        self.start = self.shown = time.monotonic()
+
+    def show(self, text):
+        live = in_spyder or sys.stdout.isatty()      # sinon un fichier : peu de lignes
+        now = time.monotonic()
+        if now > self.start + 2 and now > self.shown + (0.3 if live else 20):
+            print(f"{text:<48}", end="\r" if live else "\n", flush=True)
+            self.shown = now
+
+
+def duration(seconds):
+    """12 s, 3 min 20 s, 1 h 05 min."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours} h {minutes:02} min" if hours else
+            f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s")
+
+
+def free_memory():
+    """La mémoire vive disponible, en octets (sur macOS : celle de la machine)."""
+    if sys.platform == "win32":
+        import ctypes
+        status = (ctypes.c_uint64 * 8)(64)       # MEMORYSTATUSEX : sa taille, puis les mesures
+        ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+        return status[2]
+    if sys.platform == "linux":
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def load_images(files):
+    """Lit les images : (tableau N×S×S×3 d'octets, leurs N chemins, un texte par fichier écarté)."""
+    needed = len(files) * images_size ** 2 * 3
+    if needed > free_memory():
+        stop(f"Pas assez de mémoire : {len(files)} images de {images_size}×{images_size} prennent "
+             f"{needed / 1e9:.1f} Go, il en reste {free_memory() / 1e9:.1f}. Mettez moins d'images "
+             f"dans « {images_folder} », ou baissez images_size.")
+    images = np.empty((len(files), images_size, images_size, 3), np.uint8)
+    paths, passed_over, progress = [], [], Progress()
+    for k, path in enumerate(files):
+        progress.show(f"Lecture des images : {k}/{len(files)}")
+        try:
+            images[len(paths)] = read_image(path, images_size)
+            paths.append(path)
+        except Exception as error:               # un fichier illisible n'arrête rien
+            passed_over.append(f"{path.name} ({error})")
+    return images[:len(paths)], paths, passed_over
+
+
+def choose_device():
+    """L'accélérateur de l'ordinateur (CUDA, MPS, XPU) s'il y en a un qui marche, sinon le CPU."""
+    try:
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        torch.zeros(1, device=device) + 1        # une carte trop ancienne échoue ici
+        return device
+    except (AttributeError, RuntimeError):       # AttributeError : PyTorch d'avant la 2.6
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_batch(images):
+    """Des octets N×S×S×3 en tenseur N×3×S×S, de 0 à 1 (permuter les axes, pas reshape !)."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 255
+
+
+def in_parts(images):
+    """Coupe un grand tableau d'images en parts de 256 au plus, pour ménager la mémoire."""
+    return np.array_split(images, math.ceil(len(images) / 256))
+
+
+def draw_curves(size):
+    """Les courbes de la loss et de la test loss, en fonction de l'epoch : une PIL.Image."""
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    left, top, right, bottom = 70, 15, size[0] - 200, size[1] - 25
+    low, high = min(losses + test_losses), max(losses + test_losses)
+    for value in np.linspace(low, high, 5):
+        y = bottom - (bottom - top) * (value - low) / (high - low or 1)
+        draw.line((left, y, right, y), "#dddddd")
+        draw.text((left - 8, y), f"{value:.4g}", "#444444", font, anchor="rm")
+    draw.text((left, bottom + 5), "epoch 1", "#444444", font)
+    draw.text((right, bottom + 5), f"epoch {len(losses)}", "#444444", font, anchor="ra")
+    for curve, colour, label, y in [(losses, "#1f77b4", "loss", top),
+                                    (test_losses, "#ff7f0e", "test loss", top + 20)]:
+        points = [(left + (right - left) * k / max(1, len(curve) - 1),
+                   bottom - (bottom - top) * (value - low) / (high - low or 1))
+                  for k, value in enumerate(curve)]
+        draw.line(points * 2 if len(points) == 1 else points, colour, 3)
+        draw.text((right + 15, y), f"{label} : {curve[-1]:.1f}", colour, font)
+    return picture
+
+
+@torch.no_grad()
+def draw_report(columns=9, cell=64):
+    """Les courbes, des images de test au-dessus de leur reconstruction, l'effet des sliders."""
+    x = to_batch(test_images[:columns])
+    mu, logvar = vae.encode(to_batch(test_images[:256]))
+    kl = kl_divergence(mu, logvar).mean(dim=0)
+    rows = [("images de test", x), ("reconstructions", vae.decode(mu[:columns]))]
+    for k in range(min(latent_size, 32)):
+        z = torch.zeros(columns, latent_size, device=device)
+        z[:, k] = torch.linspace(-3, 3, columns)
+        rows.append((f"z{k + 1} : -3 ... 3\nKL {kl[k]:.2f}", vae.decode(z)))
+    width = columns * (cell + 2) + 2
+    picture = Image.new("RGB", (130 + width, 200 + len(rows) * (cell + 6)), "white")
+    picture.paste(draw_curves((picture.width, 190)))
+    for k, (label, row) in enumerate(rows):
+        row = torch.nn.functional.interpolate(row, (cell, cell), mode="area")
+        grid = make_grid(row, columns, pad_value=1).mul(255).round().byte()
+        y = 200 + k * (cell + 6)
+        picture.paste(Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), (130, y))
+        ImageDraw.Draw(picture).text((8, y + 18), label, "#444444", ImageFont.load_default(13))
+    return picture
+
+
+def save_report():
+    """Enregistre train_VAE.png."""
+    with write_safely(folder / "train_VAE.png") as file:
+        draw_report().save(file, "PNG", compress_level=1)
+
+
+# %% Les images : celles de l'étudiant, ou le jeu de départ s'il n'y en a pas encore
+saved_epoch = 0
+with clear_messages():
+    own_files, exemple_files = find_images(folder / images_folder)
+    images, paths, passed_over = load_images(own_files)
+    if passed_over:
+        print(f"{len(passed_over)} fichiers laissés de côté : {', '.join(passed_over[:3])}"
+              + ", ..." * (len(passed_over) > 3))
+    if not paths and exemple_files:
+        print(f"Pas encore d'images à vous dans « {images_folder} » : voici le jeu de départ, "
+              f"« {images_folder}/exemple ».")
+        images, paths, _ = load_images(exemple_files)
+    if len(paths) < 2:
+        stop(f"Il y a {len(paths)} image dans « {images_folder} », il en faut au moins 2 (200, c'est "
+             "bien). Enregistrez-en avec record_images.py, ou copiez-y des images.")
+
+    # Le test sur des images tirées au hasard, pas sur les dernières : elles se ressemblent.
+    order = np.random.default_rng(seed).permutation(len(images))
+    test_count = min(max(1, round(len(images) * test_proportion)), len(images) - 1)
+    test_images, train_images = images[order[:test_count]], images[order[test_count:]]
+    print(f"{len(images)} images de « {os.path.commonpath([path.parent for path in paths])} » : "
+          f"{len(train_images)} pour l'entraînement, {test_count} pour le test.")
+
+
+# %% L'apprentissage
+def kl_divergence(mu, logvar):
+    """La divergence KL de N(mu, exp(logvar)) à N(0, 1), en nats, pour chaque nombre : N×latent_size
+    (Kingma et Welling 2013, annexe B)."""
+    return (mu.square() + logvar.exp() - 1 - logvar) / 2
+
+
+def vae_loss(x):
+    """La loss moyenne d'un lot N×3×S×S : la somme des erreurs au carré de chaque image, plus beta
+    fois sa divergence KL (Kingma et Welling 2013, éq. 10 ; beta : Higgins et al. 2017)."""
+    reconstruction, mu, logvar = vae(x)
+    return ((reconstruction - x).square().sum() + beta * kl_divergence(mu, logvar).sum()) / len(x)
+
+
+def value_of(loss):
+    """La loss en nombre ordinaire ; arrête tout si ce n'en est plus un (nan ou infini)."""
+    value = loss.item()
+    if not math.isfinite(value):
+        stop(f"La loss vaut {value} : l'apprentissage a divergé, learning_rate = {learning_rate} est "
+             f"sans doute trop grand (ou beta = {beta}). Baissez-le et relancez. {what_is_saved()}")
+    return value
+
+
+with clear_messages():
+    model_path = folder / model_file
+    if model_path.exists():
+        previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
+        with write_safely(previous_path) as file:
+            file.write(model_path.read_bytes())
+        print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
+
+    torch.manual_seed(seed)
+    device = choose_device()
+    print(f"Calcul sur : {device}.")
+    vae = VAE(latent_size, images_size)
+    vae.start_from(train_images)
+    vae.to(device)
+    batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
+    steps = epochs * math.ceil(len(train_images) / batch)
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.3)
+    # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2018).
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+        (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
+    losses, test_losses = [], []
+    start = saved_time = time.monotonic()
+    try:
+        for epoch in range(1, epochs + 1):
+            progress, total = Progress(), 0
+            for indices in torch.randperm(len(train_images)).split(batch):
+                loss = vae_loss(to_batch(train_images[indices]))
+                total += value_of(loss) * len(indices)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                progress.show(f"Epoch {epoch}/{epochs} en cours")
+            with torch.no_grad():
+                test_total = sum(value_of(vae_loss(to_batch(part))) * len(part)
+                                 for part in in_parts(test_images))
+            losses.append(total / len(train_images))
+            test_losses.append(test_total / len(test_images))
+            left = (time.monotonic() - start) / epoch * (epochs - epoch)
+            print(f"Epoch {epoch}/{epochs}   loss {losses[-1]:.2f}   test loss "
+                  f"{test_losses[-1]:.2f}   reste {duration(left)}", flush=True)
+            if time.monotonic() > saved_time + 10 or epoch == epochs:
+                save_model(vae, model_path)
+                saved_epoch, saved_time = epoch, time.monotonic()
+            with contextlib.suppress(OSError):   # ouverte ailleurs ? elle sera refaite
+                save_report()
+    except KeyboardInterrupt:
+        if losses:
+            save_model(vae, model_path)
+            saved_epoch = len(losses)
+        raise
+
+# %% Le bilan
+with clear_messages():
+    save_report()
+    with torch.no_grad():
+        latents = np.concatenate([vae.encode(to_batch(part))[0].cpu().numpy()
+                                  for part in in_parts(images)])
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows(
+        [["image"] + [f"z{k + 1}" for k in range(latent_size)]]
+        + [[os.path.relpath(path, folder), *map("{:.4f}".format, row)]
+           for path, row in zip(paths, latents)])
+    with write_safely(folder / "latents.csv") as file:
+        file.write(table.getvalue().encode("utf-8", "replace"))
+
+    if test_losses[-1] > 1.3 * losses[-1]:
+        verdict = ("la test loss est bien plus haute que la loss : sur-apprentissage. Il faudrait "
+                   "plus d'images, ou moins d'epochs.")
+    elif epochs > 2 and test_losses[-1] < 0.9 * test_losses[len(test_losses) * 2 // 3]:
+        verdict = "la test loss descendait encore : plus d'epochs feraient mieux."
+    else:
+        verdict = "la loss et la test loss sont descendues ensemble, tout va bien."
+    print(f"Bilan : {verdict}\n{what_is_saved()} À voir : train_VAE.png et latents.csv. "
+          "La suite : decode_VAE.py.")
+    if in_spyder:
+        from IPython.display import display
+        display(Image.open(folder / "train_VAE.png"))
