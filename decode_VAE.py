@@ -203,7 +203,8 @@ class Window(tk.Tk):
         self.webcam_on, self.bare_pixels = tk.BooleanVar(self), tk.BooleanVar(self)
         self.strips_job = self.after(CALM, self.draw_strips)
         self.set_colors()
-        self.status = ttk.Label(self, padding=(16, 0, 16, 8), foreground=FAINT)
+        self.status = ttk.Label(self, padding=(16, 0, 16, 8), foreground=FAINT,
+                                wraplength=760 * self.unit)
         self.add_sliders()
         self.status.pack(side="bottom", fill="x")
         self.add_buttons()

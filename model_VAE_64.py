@@ -9,16 +9,16 @@ L'idée et les notations viennent de Kingma et Welling, « Auto-Encoding Variati
 2013 (https://arxiv.org/abs/1312.6114).
 """
 import contextlib
+import io
 import logging
 import os
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torchvision.transforms import functional
 
@@ -27,6 +27,7 @@ SIZES = range(16, 513, 16)    # côtés possibles : le réseau divise l'image pa
 LATENT_SIZES = range(1, 257)
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)   # Pillow se tait : les scripts résument
+warnings.filterwarnings("ignore", module="PIL")
 
 
 # %% Le réseau
@@ -108,47 +109,70 @@ class VAE(nn.Module):
 def find_images(folder):
     """Tous les fichiers sous `folder` (sous-dossiers compris) : (ceux de l'étudiant, ceux de
     `folder`/exemple), deux listes de Path triées. Ce qui n'est pas une image y est aussi."""
-    folder = Path(folder)
+    exemple = Path(folder, "exemple")
     files = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
-    exemple = [file for file in files if folder / "exemple" in file.parents]
-    return [file for file in files if file not in set(exemple)], exemple
+    return ([file for file in files if exemple not in file.parents],
+            [file for file in files if exemple in file.parents])
+
+
+@contextlib.contextmanager
+def silence():
+    """Fait taire les bibliothèques : libtiff écrit droit sur la sortie d'erreur (le fichier 2)."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        stderr = os.dup(2)
+    except OSError:                                   # il n'y en a pas (IDLE sous Windows)
+        stderr = os.dup(nowhere)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def read_image(path, images_size):
-    """Lit n'importe quelle image : son carré central, en RVB, réduit à images_size de côté.
+    """Lit n'importe quelle image, à l'endroit (EXIF) : une PIL.Image en RVB, images_size de côté.
 
-    Rend une PIL.Image. Lève une exception (OSError, ValueError...) si `path` n'est pas une image
-    entière ; son texte dit pourquoi."""
-    if not Path(path).is_file():
-        raise OSError("ce n'est pas un fichier")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as image:
+    Lève ValueError si `path` n'est pas une image entière ; son texte dit pourquoi."""
+    if not os.path.isfile(path):
+        raise ValueError("pas un fichier")            # un lien rompu, un périphérique...
+    try:
+        with silence(), Image.open(path) as image:
             image.draft("RGB", (2 * images_size, 2 * images_size))   # JPEG : décodage réduit
-            with contextlib.suppress(Exception):                     # EXIF abîmé : tant pis
+            image.load()                              # échoue si le fichier est abîmé
+            with contextlib.suppress(Exception):      # EXIF abîmé : tant pis
                 ImageOps.exif_transpose(image, in_place=True)
-            image = to_rgb(image)
-            side = min(image.size)
-            left, top = (image.width - side) / 2, (image.height - side) / 2
-            return image.resize((images_size, images_size), Image.Resampling.BICUBIC,
-                                box=(left, top, left + side, top + side), reducing_gap=2)
+            return central_square(image, images_size)
+    except UnidentifiedImageError as error:
+        raise ValueError("pas une image, ou d'un format inconnu") from error
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ValueError("image trop grande") from error
+    except Exception as error:
+        raise ValueError("image abîmée, incomplète ou illisible") from error
 
 
-def to_rgb(image):
-    """Une PIL.Image de n'importe quel mode en RVB : les gris étirés, la transparence sur blanc."""
+def central_square(image, size):
+    """Le carré central d'une PIL.Image de n'importe quel mode, en RVB, réduit à size×size."""
     if image.mode.startswith(("I", "F")):             # gris sur 16 ou 32 bits, ou flottants
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        low, high = values.min(), values.max()
-        values = (values - low) * 255 / (high - low or 1)
-        return Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
-    if image.mode == "LAB":
-        lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        image = image.convert("F")
+    elif image.has_transparency_data:                 # sur fond blanc
+        transparent = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(transparent, mask=transparent)
+    else:
+        image = image.convert("RGB")
+    side = min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    image = image.resize((size, size), Image.Resampling.BICUBIC,
+                         box=(left, top, left + side, top + side), reducing_gap=2)
+    if image.mode == "F":                             # du plus sombre au plus clair : 0 à 255
+        values = np.nan_to_num(np.asarray(image, np.float64), posinf=0, neginf=0)
+        values -= values.min()
+        values *= 255 / (values.max() or 1)
+        image = Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+    return image
 
 
 def image_to_tensor(image):
@@ -166,24 +190,24 @@ def tensor_to_image(x):
 def write_safely(path):
     """Ouvre un fichier à écrire qui ne prend le nom `path` qu'une fois complet : un arrêt ou un
     disque plein laisse l'ancien intact. Lève OSError si l'écriture échoue."""
-    path = Path(path)
-    file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+    aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
-        with file:
+        with open(aside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, path)
-    except BaseException:
-        os.unlink(file.name)
-        raise
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def save_model(vae, path):
     """Enregistre les poids, latent_size et images_size dans un seul fichier, toujours entier."""
+    content = io.BytesIO()
+    torch.save({"kind": MODEL_KIND, "latent_size": vae.latent_size,
+                "images_size": vae.images_size, "weights": vae.state_dict()}, content)
     with write_safely(path) as file:
-        torch.save({"kind": MODEL_KIND, "latent_size": vae.latent_size,
-                    "images_size": vae.images_size, "weights": vae.state_dict()}, file)
+        file.write(content.getvalue())
 
 
 def load_model(path):
@@ -191,7 +215,7 @@ def load_model(path):
 
     Lève FileNotFoundError s'il n'y en a pas, ValueError (avec une phrase en français) si le
     fichier est abîmé ou n'est pas un modèle de ce kit. Aucun code du fichier n'est exécuté."""
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"Il n'y a pas encore de modèle « {path} ».")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -203,6 +227,8 @@ def load_model(path):
             raise ValueError(saved["kind"])
         vae = VAE(saved["latent_size"], saved["images_size"])
         vae.load_state_dict(saved["weights"])
+        if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
+            raise ValueError("nan")
     except Exception as error:
         raise ValueError(f"« {path} » n'est pas un modèle de ce kit, ou il est abîmé, ou "
                          "model_VAE_64.py a changé depuis : relancez train_VAE.py.") from error

@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import os
+import random
 import sys
 import time
 from pathlib import Path
@@ -102,14 +103,13 @@ class Progress:
     """Montre où l'on en est, si cela dure plus de deux secondes."""
 
     def __init__(self):
-        self.start = self.shown = time.monotonic()
+        self.next = time.monotonic() + 2
 
     def show(self, text):
-        live = in_spyder or sys.stdout.isatty()      # sinon un fichier : peu de lignes
-        now = time.monotonic()
-        if now > self.start + 2 and now > self.shown + (0.3 if live else 20):
+        if time.monotonic() > self.next:
+            live = in_spyder or sys.stdout.isatty()      # sinon un fichier : peu de lignes
             print(f"{text:<48}", end="\r" if live else "\n", flush=True)
-            self.shown = now
+            self.next = time.monotonic() + (0.3 if live else 20)
 
 
 def duration(seconds):
@@ -134,7 +134,8 @@ def free_memory():
 
 
 def load_images(files):
-    """Lit les images : (tableau N×S×S×3 d'octets, leurs N chemins, un texte par fichier écarté)."""
+    """Lit les images dans un ordre tiré au hasard : (tableau N×S×S×3 d'octets, leurs N chemins, un
+    texte par fichier laissé de côté)."""
     needed = len(files) * images_size ** 2 * 3
     if needed > free_memory():
         stop(f"Pas assez de mémoire : {len(files)} images de {images_size}×{images_size} prennent "
@@ -142,7 +143,7 @@ def load_images(files):
              f"dans « {images_folder} », ou baissez images_size.")
     images = np.empty((len(files), images_size, images_size, 3), np.uint8)
     paths, passed_over, progress = [], [], Progress()
-    for k, path in enumerate(files):
+    for k, path in enumerate(random.Random(seed).sample(files, len(files))):
         progress.show(f"Lecture des images : {k}/{len(files)}")
         try:
             images[len(paths)] = read_image(path, images_size)
@@ -155,11 +156,12 @@ def load_images(files):
 def choose_device():
     """L'accélérateur de l'ordinateur (CUDA, MPS, XPU) s'il y en a un qui marche, sinon le CPU."""
     try:
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        torch.zeros(1, device=device) + 1        # une carte trop ancienne échoue ici
-        return device
-    except (AttributeError, RuntimeError):       # AttributeError : PyTorch d'avant la 2.6
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = (torch.accelerator.current_accelerator() if hasattr(torch, "accelerator")
+                  else torch.device("cuda"))             # PyTorch d'avant la 2.6
+        torch.zeros(1, device=device) + 1                # échoue s'il est absent ou trop ancien
+        return device or torch.device("cpu")
+    except (RuntimeError, AssertionError):
+        return torch.device("cpu")
 
 
 def to_batch(images):
@@ -229,20 +231,18 @@ with clear_messages():
     own_files, exemple_files = find_images(folder / images_folder)
     images, paths, passed_over = load_images(own_files)
     if passed_over:
-        print(f"{len(passed_over)} fichiers laissés de côté : {', '.join(passed_over[:3])}"
+        print(f"Fichiers laissés de côté : {len(passed_over)}, " + ", ".join(passed_over[:3])
               + ", ..." * (len(passed_over) > 3))
     if not paths and exemple_files:
-        print(f"Pas encore d'images à vous dans « {images_folder} » : voici le jeu de départ, "
-              f"« {images_folder}/exemple ».")
+        print(f"Pas encore d'images à vous dans « {images_folder} » : voici le jeu de départ.")
         images, paths, _ = load_images(exemple_files)
     if len(paths) < 2:
-        stop(f"Il y a {len(paths)} image dans « {images_folder} », il en faut au moins 2 (200, c'est "
-             "bien). Enregistrez-en avec record_images.py, ou copiez-y des images.")
+        stop(f"Images dans « {images_folder} » : {len(paths)}. Il en faut au moins 2 (200, c'est "
+             "bien) : enregistrez-en avec record_images.py, ou copiez-y les vôtres.")
 
-    # Le test sur des images tirées au hasard, pas sur les dernières : elles se ressemblent.
-    order = np.random.default_rng(seed).permutation(len(images))
+    # Le test sur des images tirées au hasard : les dernières d'un film se ressemblent trop.
     test_count = min(max(1, round(len(images) * test_proportion)), len(images) - 1)
-    test_images, train_images = images[order[:test_count]], images[order[test_count:]]
+    test_images, train_images = images[:test_count], images[test_count:]
     print(f"{len(images)} images de « {os.path.commonpath([path.parent for path in paths])} » : "
           f"{len(train_images)} pour l'entraînement, {test_count} pour le test.")
 
@@ -296,7 +296,7 @@ with clear_messages():
         for epoch in range(1, epochs + 1):
             progress, total = Progress(), 0
             for indices in torch.randperm(len(train_images)).split(batch):
-                loss = vae_loss(to_batch(train_images[indices]))
+                loss = vae_loss(to_batch(train_images[indices.numpy()]))
                 total += value_of(loss) * len(indices)
                 optimizer.zero_grad()
                 loss.backward()
@@ -332,7 +332,7 @@ with clear_messages():
     csv.writer(table).writerows(
         [["image"] + [f"z{k + 1}" for k in range(latent_size)]]
         + [[os.path.relpath(path, folder), *map("{:.4f}".format, row)]
-           for path, row in zip(paths, latents)])
+           for path, row in sorted(zip(paths, latents), key=lambda pair: pair[0])])
     with write_safely(folder / "latents.csv") as file:
         file.write(table.getvalue().encode("utf-8", "replace"))
 

@@ -20,7 +20,7 @@ from kit import Screen, edit_zone, wait_until
 from test_record import read_number, repeat_rate
 
 ROOT = Path(__file__).resolve().parent.parent
-FRAMES, ROUNDS = 600, 3
+FRAMES, ROUNDS = 480, 3
 BARE = """
 import sys, time, cv2
 capture, count, start = cv2.VideoCapture(sys.argv[1]), 0, 0
@@ -84,12 +84,11 @@ def rows():
         repeat_rate(screen, 150, 30)
         shutil.copy(ROOT / "record_images.py", folder)
         fast, sixty = write_films(folder)
-        bare, saved, kept, lost = [], [], [], 0
+        bare, saved, kept = [], [], []
         for _ in range(ROUNDS):
             bare.append(float(start(screen, "-c", BARE, fast).communicate()[0]))
             numbers, dates = record(screen, folder, fast)
             saved.append((len(numbers) - 1) / (dates[-1] - dates[0]))
-            lost += numbers[-1] - numbers[0] + 1 - len(numbers)
             numbers, dates = record(screen, folder, sixty)
             kept.append(len(numbers) / (numbers[-1] - numbers[0] + 1))
         return [("boucle nue (lire et montrer), images par seconde", f"{median(bare):.0f}"),
