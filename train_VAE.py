@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 # ******************************* PARAMÈTRES À MODIFIER *******************************
@@ -112,14 +113,6 @@ class Progress:
             self.next = time.monotonic() + (0.3 if live else 20)
 
 
-def duration(seconds):
-    """12 s, 3 min 20 s, 1 h 05 min."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours} h {minutes:02} min" if hours else
-            f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s")
-
-
 def free_memory():
     """La mémoire vive disponible, en octets (sur macOS : celle de la machine)."""
     if sys.platform == "win32":
@@ -149,7 +142,8 @@ def load_images(files):
             images[len(paths)] = read_image(path, images_size)
             paths.append(path)
         except Exception as error:               # un fichier illisible n'arrête rien
-            passed_over.append(f"{path.name} ({error})")
+            name = os.fsencode(path.name).decode("utf-8", "replace")
+            passed_over.append(f"{name} ({error})")
     return images[:len(paths)], paths, passed_over
 
 
@@ -219,6 +213,15 @@ def draw_report(columns=9, cell=64):
     return picture
 
 
+def keep_previous_model():
+    """Copie le modèle d'un entraînement précédent, s'il y en a un, sous un autre nom."""
+    if model_path.exists():
+        previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
+        with write_safely(previous_path) as file:
+            file.write(model_path.read_bytes())
+        print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
+
+
 def save_report():
     """Enregistre train_VAE.png."""
     with write_safely(folder / "train_VAE.png") as file:
@@ -272,12 +275,7 @@ def value_of(loss):
 
 with clear_messages():
     model_path = folder / model_file
-    if model_path.exists():
-        previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
-        with write_safely(previous_path) as file:
-            file.write(model_path.read_bytes())
-        print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
-
+    keep_previous_model()
     torch.manual_seed(seed)
     device = choose_device()
     print(f"Calcul sur : {device}.")
@@ -286,6 +284,7 @@ with clear_messages():
     vae.to(device)
     batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
     steps = epochs * math.ceil(len(train_images) / batch)
+    # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.3)
     # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2018).
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
@@ -308,9 +307,9 @@ with clear_messages():
                                  for part in in_parts(test_images))
             losses.append(total / len(train_images))
             test_losses.append(test_total / len(test_images))
-            left = (time.monotonic() - start) / epoch * (epochs - epoch)
-            print(f"Epoch {epoch}/{epochs}   loss {losses[-1]:.2f}   test loss "
-                  f"{test_losses[-1]:.2f}   reste {duration(left)}", flush=True)
+            left = timedelta(seconds=round((time.monotonic() - start) / epoch * (epochs - epoch)))
+            print(f"Epoch {epoch}/{epochs}   loss {losses[-1]:.2f}   "
+                  f"test loss {test_losses[-1]:.2f}   reste {left}", flush=True)
             if time.monotonic() > saved_time + 10 or epoch == epochs:
                 save_model(vae, model_path)
                 saved_epoch, saved_time = epoch, time.monotonic()
@@ -324,15 +323,14 @@ with clear_messages():
 
 # %% Le bilan
 with clear_messages():
-    save_report()
     with torch.no_grad():
         latents = np.concatenate([vae.encode(to_batch(part))[0].cpu().numpy()
                                   for part in in_parts(images)])
     table = io.StringIO(newline="")
     csv.writer(table).writerows(
         [["image"] + [f"z{k + 1}" for k in range(latent_size)]]
-        + [[os.path.relpath(path, folder), *map("{:.4f}".format, row)]
-           for path, row in sorted(zip(paths, latents), key=lambda pair: pair[0])])
+        + [[path.relative_to(folder) if path.is_relative_to(folder) else path,
+            *map("{:.4f}".format, row)] for path, row in sorted(zip(paths, latents.tolist()))])
     with write_safely(folder / "latents.csv") as file:
         file.write(table.getvalue().encode("utf-8", "replace"))
 

@@ -31,16 +31,15 @@ def measure(window, n=0):
         return 1000 * (time.perf_counter() - start)
 
     results = {}
-    for name, button, events in [("seule", window.all_to_zero, 1),
-                                 ("paire", window.next_real_image, 1),
-                                 ("rafale", window.all_to_zero, 100)]:
+    for name, button, events, x in [("seule", window.all_to_zero, 1, 100),
+                                    ("paire", window.next_real_image, 1, 200),
+                                    ("rafale", window.all_to_zero, 100, 300)]:
         button()
         end = time.monotonic() + 1
         while time.monotonic() < end:          # les petites images
             window.update()
-        scale.update_idletasks()
-        scale.event_generate("<Button-1>", x=scale.winfo_width() // 2, y=5)
-        window.update()
+        scale.event_generate("<Button-1>", x=x, y=5)      # jamais deux fois au même endroit,
+        window.update()                                   # ce serait un double clic
         times = sorted([latency(events) for _ in range(220)][20:])
         scale.event_generate("<ButtonRelease-1>", x=5, y=5)
         results[name] = times[len(times) // 2], times[int(len(times) * 0.95)]
