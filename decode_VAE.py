@@ -57,10 +57,11 @@ try:
     from PIL import Image, ImageTk
     from model_VAE_64 import (find_images, image_to_tensor, load_model, read_image,
                               tensor_to_image)
-except ImportError as error:
+except (ImportError, OSError, RuntimeError) as error:     # absente, abîmée, ou arrêtée en chemin
     stop(f"Il manque une bibliothèque ({error}). Dans la console : pip install torch torchvision "
-         "opencv-python numpy pillow ; si c'est tkinter, dans un terminal : sudo apt install "
-         "python3-tk (Debian, Ubuntu) ou brew install python-tk (macOS).")
+         "opencv-python numpy pillow ; si tout y est, menu Console > Redémarrer le noyau. Si c'est "
+         "tkinter, dans un terminal : sudo apt install python3-tk (Debian, Ubuntu) ou brew "
+         "install python-tk (macOS).")
 except KeyboardInterrupt:
     stop("Arrêt demandé, avant le début.")
 
@@ -136,9 +137,8 @@ class Slider(ttk.Frame):
     def __init__(self, parent, name, side, changed):
         super().__init__(parent, padding=(side // 8 + 5, 0, 8, side // 6))
         self.side = side                                    # d'une petite image, en pixels
-        self.number = tk.DoubleVar(self)
-        self.number.trace_add("write", changed)
-        self.scale = ttk.Scale(self, from_=-3, to=3, variable=self.number,
+        self.number, self.changed = tk.DoubleVar(self), changed
+        self.scale = ttk.Scale(self, from_=-3, to=3, variable=self.number, command=changed,
                                length=(STEPS - 1) * side + 12)
         self.note, self.value = ttk.Label(self, foreground=FAINT), ttk.Label(self)
         self.strip = ttk.Label(self)
@@ -157,6 +157,7 @@ class Slider(ttk.Frame):
 
     def put(self, number):
         self.number.set(max(-3, min(3, number)))
+        self.changed()
         return "break"              # Tk n'ajoute pas son propre effet
 
     def jump(self, event):

@@ -118,11 +118,11 @@ def find_images(folder):
 @contextlib.contextmanager
 def silence():
     """Fait taire les bibliothèques : libtiff écrit droit sur la sortie d'erreur (le fichier 2)."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         stderr = os.dup(2)
     except OSError:                                   # il n'y en a pas (IDLE sous Windows)
-        stderr = os.dup(nowhere)
+        stderr = os.open(os.devnull, os.O_WRONLY)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield

@@ -69,9 +69,9 @@ try:
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.utils import make_grid
     from model_VAE_64 import VAE, find_images, read_image, save_model, write_safely
-except ImportError as error:
+except (ImportError, OSError, RuntimeError) as error:     # absente, abîmée, ou arrêtée en chemin
     stop(f"Il manque une bibliothèque ({error}). Dans la console : pip install torch torchvision "
-         "opencv-python numpy pillow")
+         "opencv-python numpy pillow ; si tout y est, menu Console > Redémarrer le noyau.")
 except KeyboardInterrupt:
     stop("Arrêt demandé, avant le début.")
 
@@ -268,8 +268,9 @@ def value_of(loss):
     """La loss en nombre ordinaire ; arrête tout si ce n'en est plus un (nan ou infini)."""
     value = loss.item()
     if not math.isfinite(value):
-        stop(f"La loss vaut {value} : l'apprentissage a divergé, learning_rate = {learning_rate} est "
-             f"sans doute trop grand (ou beta = {beta}). Baissez-le et relancez. {what_is_saved()}")
+        stop(f"La loss vaut {value} : l'apprentissage a divergé, learning_rate = {learning_rate} "
+             f"est sans doute trop grand (ou beta = {beta}). Baissez-le et relancez. "
+             + what_is_saved())
     return value
 
 
@@ -326,6 +327,8 @@ with clear_messages():
     with torch.no_grad():
         latents = np.concatenate([vae.encode(to_batch(part))[0].cpu().numpy()
                                   for part in in_parts(images)])
+    # Le réseau lui-même : l'explorateur de variables de Spyder cache vae, mais montre ses poids.
+    weights = {name: tensor.cpu().numpy() for name, tensor in vae.state_dict().items()}
     table = io.StringIO(newline="")
     csv.writer(table).writerows(
         [["image"] + [f"z{k + 1}" for k in range(latent_size)]]

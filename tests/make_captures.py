@@ -98,10 +98,10 @@ def draw_vae(folder):
     """Le schéma : une image, l'encodeur, ses quatre nombres, le décodeur, l'image reconstruite."""
     from model_VAE_64 import image_to_tensor, load_model, tensor_to_image
     vae = load_model(folder / "model_VAE_64.pt")
-    original = draw_face(*features()[31])
+    original = draw_face(*features()[3])
     numbers = vae.encode(image_to_tensor(original)[None])[0]
     picture = Image.new("RGB", (1000, 270), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(18)
+    draw, font = ImageDraw.Draw(picture), ImageFont.truetype("DejaVuSans.ttf", 17)
     for x, image in [(10, original), (780, tensor_to_image(vae.decode(numbers)[0]))]:
         picture.paste(image.resize((210, 210), Image.Resampling.NEAREST), (x, 10))
     for x, near, far, name in [(240, 100, 45, "encodeur"), (610, 45, 100, "décodeur")]:
