@@ -441,8 +441,9 @@ except tk.TclError as error:
 finally:
     torch.set_num_threads(threads)
     if window:
-        window.stop_webcam()
-        window.destroy()
+        with contextlib.suppress(tk.TclError):      # le système l'a peut-être détruite avant nous
+            window.stop_webcam()
+            window.destroy()
     del window
     gc.collect()      # Tk ne supporte pas d'être effacé plus tard, par un autre fil
 print("La fenêtre est fermée.")

@@ -222,7 +222,7 @@ def load_model(path):
             damaged = archive.testzip()       # vérifie chaque octet, torch.load ne le fait pas
         if damaged:
             raise ValueError(damaged)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
         if saved["kind"] != MODEL_KIND:
             raise ValueError(saved["kind"])
         vae = VAE(saved["latent_size"], saved["images_size"])

@@ -340,7 +340,7 @@ with clear_messages():
     if test_losses[-1] > 1.3 * losses[-1]:
         verdict = ("la test loss est bien plus haute que la loss : sur-apprentissage. Il faudrait "
                    "plus d'images, ou moins d'epochs.")
-    elif epochs > 2 and test_losses[-1] < 0.9 * test_losses[len(test_losses) * 2 // 3]:
+    elif test_losses[epochs // 2] - test_losses[-1] > 0.07 * (test_losses[0] - test_losses[-1]):
         verdict = "la test loss descendait encore : plus d'epochs feraient mieux."
     else:
         verdict = "la loss et la test loss sont descendues ensemble, tout va bien."

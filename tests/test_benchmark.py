@@ -1,5 +1,6 @@
 """Le benchmark, en tout petit : chaque table sort, avec des nombres qui en sont."""
 import math
+import sys
 
 import benchmark
 import numpy as np
@@ -18,6 +19,7 @@ def test_sets(name):
     assert (images == benchmark.SETS[name](12)).all()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="la mémoire est lue dans /proc")
 def test_tables(capsys):
     """Toutes les tables, avec de tout petits jeux ; le modèle relu a l'erreur vue par l'espion."""
     results = benchmark.main(["--rapide", *NAMES])
@@ -26,9 +28,8 @@ def test_tables(capsys):
         for row in rows:
             assert len(row) == len(header), name
             assert all(math.isfinite(x) for x in row if not isinstance(x, str)), (name, row)
-    for row in results["qualite"][2][:2]:
-        assert all(error > 0 for error in row[2:5])
-        assert row[5] == pytest.approx(row[4] / row[2])
+    row = results["qualite"][2][0]
+    assert all(error > 0 for error in row[2:5]) and row[5] == pytest.approx(row[4] / row[2])
     shown = capsys.readouterr().out
     assert all(title in shown for title, _, _ in results.values())
 

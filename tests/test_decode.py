@@ -14,8 +14,7 @@ from PIL import Image
 from torch import nn
 
 from kit import Raw, Screen, copy_kit, edit_zone, run, wait_until
-from model_VAE_64 import (VAE, find_images, image_to_tensor, read_image, save_model,
-                          tensor_to_image)
+from model_VAE_64 import VAE, image_to_tensor, read_image, save_model, tensor_to_image
 
 # Lance un script en écrivant dans un fichier, trente fois par seconde, ce que contient sa fenêtre
 SPY = """
@@ -376,7 +375,7 @@ def test_full_disk(fenetre):
 
 # ------------------------------------------------------------------ la webcam
 def write_film(path, frames=60):
-    """Un film 160×120 : rouge à gauche, bleu à droite, puis vert à droite dans la seconde moitié."""
+    """Un film 160×120 : rouge à gauche, à droite bleu, puis vert dans la seconde moitié."""
     cv2 = pytest.importorskip("cv2")
     film = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (160, 120))
     for number in range(frames):
@@ -396,10 +395,12 @@ def opened(process, name):
 def test_webcam(folder, screen):
     """Le film tient lieu de webcam : les sliders suivent, l'original est en miroir, couleurs
     justes ; la caméra est rendue quand on relâche le bouton, et à la fin du film."""
-    write_film(folder / "film.avi", 240)
+    write_film(folder / "film.avi", 120)
     with Fenetre(folder, screen, camera="film.avi") as fenetre:
         fenetre.click(fenetre.seen("TCheckbutton", "Webcam")[0])
-        label = wait_until(lambda: fenetre.seen("TLabel", "^webcam$"))[0]
+        wait_until(lambda: fenetre.seen("TLabel", "^webcam$"))
+        time.sleep(0.5)                                        # les deux images sont en place
+        label = fenetre.seen("TLabel", "^webcam$")[0]
         assert opened(fenetre.process, "film.avi")
         seen = fenetre.look(label)
         third = len(seen) // 3
@@ -615,7 +616,8 @@ def test_ten_runs_in_one_spyder_console(folder, screen):
     manager = KernelManager()
     manager._kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "spyder_kernels.console", "-f", "{connection_file}"])
-    manager.start_kernel(env={**os.environ, **screen.env})
+    errors = open(folder / "erreurs.txt", "w+", encoding="utf-8")
+    manager.start_kernel(env={**os.environ, **screen.env}, stderr=errors)
     client = manager.client()
     client.start_channels()
     try:
@@ -649,13 +651,15 @@ def test_ten_runs_in_one_spyder_console(folder, screen):
             text = execute(f"%runfile '{folder / 'decode_VAE.py'}'{wdir}", close)
             assert text.split("\n")[:3] == ["Chargement de PyTorch...", "La fenêtre est ouverte.",
                                             "La fenêtre est fermée."], text
-            memory.append(int(execute("import psutil; print('@', psutil.Process().memory_info().rss)")
-                              .split("@")[1]) / 2**20)
+            rss = execute("import psutil; print('@', psutil.Process().memory_info().rss)")
+            memory.append(int(rss.split("@")[1]) / 2**20)
         assert max(memory[6:]) - memory[3] < 15, f"la mémoire grandit : {memory} Mio"
         text = execute(f"%runfile '{folder / 'decode_VAE.py'}'", manager.interrupt_kernel)
         assert "La fenêtre est fermée." in text and "Error" not in text and "rror" not in text
         assert "42" in execute("print(6 * 7)")
         assert "4" in execute("print(vae.latent_size)")
+        errors.seek(0)
+        assert "invalid command" not in errors.read(), "une fenêtre fermée vit encore"
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps, features
 import kit
 from model_VAE_64 import central_square, find_images, image_to_tensor, read_image, tensor_to_image
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 RED, GREEN, BLUE, GREY = (220, 30, 30), (30, 200, 40), (40, 60, 210), (120, 120, 120)
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)
 
