@@ -68,6 +68,7 @@ except KeyboardInterrupt:
 STEPS = 7           # petites images sous chaque slider, de -3 à 3
 CALM = 250          # millisecondes sans changement avant de les redessiner
 ASLEEP = 0.02       # un slider qui change moins les pixels, en moyenne, est « inactif »
+#                     (mesuré : moins de 0.011 pour un nombre que le modèle ignore, sinon 0.025)
 PATIENCE = 5        # secondes sans image après lesquelles la webcam est tenue pour perdue
 ARROWS = {"<Left>": -0.1, "<Down>": -0.1, "<Right>": 0.1, "<Up>": 0.1}
 PAPER, INK, FAINT, GROOVE, BLUE = "#f5f6f8", "#20242c", "#79818f", "#d8dce4", "#3568d4"

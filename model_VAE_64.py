@@ -27,7 +27,7 @@ SIZES = range(16, 513, 16)    # côtés possibles : le réseau divise l'image pa
 LATENT_SIZES = range(1, 257)
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)   # Pillow se tait : les scripts résument
-warnings.filterwarnings("ignore", module="PIL")
+warnings.filterwarnings("ignore", module="PIL|torch.serialization")
 
 
 # %% Le réseau

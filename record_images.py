@@ -163,7 +163,11 @@ print("Ouverture de la caméra...")
 try:
     if capture.open(str(folder / camera) if film else camera):
         reader.start()
-        cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+        kind = cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL
+        cv2.namedWindow(TITLE, kind)
+        if not window_is_open():        # sous Linux, la croix n'a fait que cacher celle d'avant
+            cv2.destroyWindow(TITLE)
+            cv2.namedWindow(TITLE, kind)
         cv2.moveWindow(TITLE, 60, 30)
         cv2.setWindowProperty(TITLE, cv2.WND_PROP_TOPMOST, 1)
         print("Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir.")

@@ -5,6 +5,7 @@
     python tests/benchmark.py --rapide              les mêmes, minuscules : est-ce que tout marche ?
     python tests/benchmark.py qualite --grand       avec 20 000 dessins au lieu de 5 000
     python tests/benchmark.py qualite --dossier D   avec, en plus, les images du dossier D
+    python tests/benchmark.py qualite --jeu irm     sur ce jeu seulement
 
 Le kit est mesuré tel qu'il est : ses scripts sont copiés, la zone *** modifiée, train_VAE.py lancé
 dans un autre processus. Un « espion » le regarde travailler à travers ce qu'il affiche, et note
@@ -37,7 +38,7 @@ import draw_exemple  # noqa: E402
 import kit  # noqa: E402
 
 WORK = tempfile.TemporaryDirectory(prefix="benchmark_")      # effacé à la fin
-options = argparse.Namespace(rapide=False, grand=False, dossier=[])
+options = argparse.Namespace(rapide=False, grand=False, dossier=[], jeu=[])
 
 
 # Les jeux d'images : chaque fonction rend un tableau d'octets N×64×64×3
@@ -188,6 +189,11 @@ if importlib.util.find_spec("sklearn"):
     SETS["chiffres"] = digits
 
 
+def chosen_sets():
+    """Les noms des jeux sur lesquels on entraîne."""
+    return options.jeu or (["visages"] if options.rapide else list(SETS))
+
+
 @cache
 def images_of(name, count=None):
     """Les images d'un jeu de SETS (toutes, ou `count`)."""
@@ -299,12 +305,14 @@ torch.save(vae.state_dict(), model_file)
 # l'espion calcule. `watch` : « rien », « erreurs » (à chaque epoch) ou « lecture » (puis s'arrête).
 SPY = """
 import atexit, builtins, json, runpy, statistics, sys, time
-import numpy, torch, torchvision
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps      # ce que le kit charge aussi
+import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 report, watch, script, *sys.argv[1:] = sys.argv[1:]
 seen, ticks, print_it = dict(times=[], errors=[], away=0), [], print
+if watch == "lecture":                  # chargé d'avance : il reste la lecture des images
+    import torchvision
+    from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 register_optimizer_step_post_hook(lambda *_: ticks.append(time.perf_counter()))
 
 def measure(images, vae, to_batch):
@@ -364,7 +372,7 @@ def launch(*command):
     done = subprocess.run([sys.executable, *map(str, command)], text=True, encoding="utf-8",
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT,
-                          env={**os.environ, "OMP_NUM_THREADS": "2", "CUDA_VISIBLE_DEVICES": "",
+                          env={"OMP_NUM_THREADS": "2", **os.environ, "CUDA_VISIBLE_DEVICES": "",
                                "PYTHONIOENCODING": "utf-8"})
     if done.returncode:
         raise RuntimeError(f"{command[-1]} : {done.stdout[-2000:]}")
@@ -456,13 +464,13 @@ def geometric_mean(values):
 def quality():
     """Points 1, 2, 3 : l'erreur de test, les sliders morts."""
     rows = []
-    for name in ["visages"] if options.rapide else SETS:
+    for name in chosen_sets():
         run, reference, pca = train_kit(name), train_reference(name), pca_error(name)
         rows.append((name, len(images_of(name)), pca, reference.errors[-1], run.error,
                      run.error / pca, run.error / reference.errors[-1], reference.errors[-1] / pca,
                      min(run.kl), sum(kl < 0.5 for kl in run.kl),
                      sum(kl < 0.5 for kl in reference.kl)))
-        print(f"  {name} : {rows[-1][5]:.3f}", file=sys.stderr, flush=True)
+        print("  ", name, *map(write_number, rows[-1][1:]), file=sys.stderr, flush=True)
     ratios = [[row[k] for row in rows] for k in (5, 6, 7)]
     rows.append(("moyenne géométrique", *[""] * 4, *map(geometric_mean, ratios), *[""] * 3))
     rows.append(("le pire", *[""] * 4, *map(max, ratios), min(row[8] for row in rows[:-1]),
@@ -476,7 +484,7 @@ def quality():
 def delay():
     """Point 6 (et 5) : le temps pour atteindre l'erreur finale de la référence ; tout le script."""
     rows = []
-    for name in ["visages"] if options.rapide else SETS:
+    for name in chosen_sets():
         run, reference = train_kit(name), train_reference(name)
         reached = [seconds for seconds, error in zip(run.times, run.errors)
                    if error <= reference.errors[-1]]
@@ -685,12 +693,14 @@ def main(arguments=None):
     parser.add_argument("--rapide", action="store_true", help="de tout petits jeux, 2 epochs")
     parser.add_argument("--grand", action="store_true", help="20 000 dessins au lieu de 5 000")
     parser.add_argument("--dossier", action="append", default=[], help="un dossier d'images")
+    parser.add_argument("--jeu", action="append", default=[], help=", ".join(SETS))
     parser.parse_args(arguments, namespace=options)
-    unknown = set(options.tables) - set(TABLES)
-    if unknown:
-        parser.error(f"table inconnue : {', '.join(unknown)} (il y a {', '.join(TABLES)})")
     for path in options.dossier:
         SETS[Path(path).name] = real_folder(path)
+    for names, known in (options.tables, TABLES), (options.jeu, SETS):
+        if set(names) - set(known):
+            parser.error(f"inconnu : {', '.join(set(names) - set(known))} "
+                         f"(il y a {', '.join(known)})")
     results = {}
     for name in options.tables or TABLES:
         start = time.monotonic()

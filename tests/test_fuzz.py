@@ -40,24 +40,27 @@ def whole_images():
     real = Image.fromarray(np.asarray(mask).astype(np.float32) / 7)
     exif = Image.Exif()
     exif[274] = 6
-    many = {"save_all": True, "append_images": [rgb.rotate(90), rgb.rotate(180)]}
+
+    def many():
+        return {"save_all": True, "append_images": [rgb.rotate(90)]}
+
     recipes = [
         ("png", rgb, {}), ("png", rgb, {"exif": exif}), ("png", palette, {"transparency": 3}),
-        ("png", rgba, many), ("png", deep, {}), ("png", rgb.convert("1"), {}),
+        ("png", rgba, many()), ("png", deep, {}), ("png", rgb.convert("1"), {}),
         ("jpeg", rgb, {}), ("jpeg", rgb, {"progressive": True, "exif": exif}),
-        ("jpeg", rgb.convert("CMYK"), {}), ("jpeg", mask, {}), ("mpo", rgb, many),
-        ("gif", palette, {"transparency": 3}), ("gif", rgb, many),
+        ("jpeg", rgb.convert("CMYK"), {}), ("jpeg", mask, {}), ("mpo", rgb, many()),
+        ("gif", palette, {"transparency": 3}), ("gif", rgb, many()),
         ("tiff", rgb, {}), ("tiff", rgb, {"compression": "tiff_lzw"}),
-        ("tiff", rgba, {"compression": "tiff_adobe_deflate"}), ("tiff", rgb, many),
+        ("tiff", rgba, {"compression": "tiff_adobe_deflate"}), ("tiff", rgb, many()),
         ("tiff", rgb, {"compression": "jpeg"}), ("tiff", palette, {"compression": "packbits"}),
         ("tiff", rgb.convert("1"), {"compression": "group4"}), ("tiff", deep, {}),
         ("tiff", real, {"compression": "tiff_lzw"}), ("tiff", rgb.convert("CMYK"), {}),
-        ("webp", rgb, {}), ("webp", rgba, {"lossless": True, "exif": exif}), ("webp", rgb, many),
+        ("webp", rgb, {}), ("webp", rgba, {"lossless": True, "exif": exif}), ("webp", rgb, many()),
         ("bmp", rgb, {}), ("bmp", palette, {}), ("bmp", rgb.convert("1"), {}), ("bmp", rgba, {})]
     images = {}
     for number, (form, image, options) in enumerate(recipes):
         file = io.BytesIO()
-        image.save(file, form, **options)
+        image.copy().save(file, form, **options)
         images[f"{number}.{form}"] = file.getvalue()
     return images
 

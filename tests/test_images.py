@@ -196,8 +196,8 @@ def test_large_photo(tmp_path):
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.tif", "a.mpo"])
 def test_first_of_many(tmp_path, name):
     """GIF, WebP et PNG animés, TIFF de plusieurs pages, MPO : la première image."""
-    others = [quarters((GREY, GREY, RED, RED)), quarters((WHITE, BLACK, WHITE, BLACK))]
-    quarters().save(tmp_path / name, save_all=True, append_images=others)
+    other = quarters((WHITE, BLACK, GREY, RED))
+    quarters().save(tmp_path / name, save_all=True, append_images=[other])
     assert_quarters(read_image(tmp_path / name, 64), tolerance=12)
 
 

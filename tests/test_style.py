@@ -12,8 +12,8 @@ TREE = {name: ast.parse(text) for name, text in TEXT.items()}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PACKAGES = {"torch", "torchvision", "cv2", "numpy", "PIL"}
 STARS = "# ******************************* PARAMÈTRES À MODIFIER *******************************"
-LESS = {"model_VAE_64.py": {"tkinter"}, "record_images.py": {"torch", "torchvision", "model_VAE_64"},
-        "train_VAE.py": {"tkinter", "cv2"}, "decode_VAE.py": set()}     # ce qui n'y entre pas
+LESS = {"model_VAE_64.py": {"tkinter"}, "train_VAE.py": {"tkinter", "cv2"}, "decode_VAE.py": set(),
+        "record_images.py": {"torch", "torchvision", "model_VAE_64"}}     # ce qui n'y entre pas
 
 # Ce qui est venu après Python 3.10, et après les bibliothèques d'il y a deux ans (PyTorch 2.5,
 # torchvision 0.20, OpenCV 4.10, NumPy 2.0, Pillow 11), et pourrait tenter.
@@ -143,7 +143,7 @@ def test_known_traps(name):
         if ast.unparse(call.func) == "sys.exit":     # d'un texte, Spyder ferait du bruit
             assert [ast.unparse(arg) for arg in call.args] in (
                 ["0 if in_spyder else 1"], ["0 if 'spyder_kernels' in sys.modules else 1"])
-    assert "__name__" not in TEXT[name]               # tout est au premier niveau : F5, F9, cellules
+    assert "__name__" not in TEXT[name]             # tout est au premier niveau : F5, F9, cellules
     # 64 ne se lit qu'une fois par script : dans la zone (ou comme valeur par défaut du modèle).
     sizes = [node for node in ast.walk(TREE[name]) if isinstance(node, ast.Assign)
              and ast.unparse(node.targets[0]) == "images_size"]
