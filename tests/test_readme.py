@@ -154,8 +154,8 @@ def test_values_can_be_typed():
 
 def test_experiments():
     """Au moins huit expériences, numérotées ; chacune nomme un paramètre ou un bouton."""
-    rows = [row for row in tables("6. Douze expériences") if row[0].isdigit()]
-    assert [int(row[0]) for row in rows] == list(range(1, 13))
+    rows = [row for row in tables("6. Treize expériences") if row[0].isdigit()]
+    assert [int(row[0]) for row in rows] == list(range(1, 14))
     assert all(re.search(r"`\w+ = .+?`|«", row[1]) for row in rows)
 
 
