@@ -202,10 +202,12 @@ def write_safely(path):
 
 
 def save_model(vae, path):
-    """Enregistre les poids, latent_size et images_size dans un seul fichier, toujours entier."""
+    """Enregistre les poids, la description du réseau et ses tailles dans un fichier, toujours
+    entier."""
     content = io.BytesIO()
     torch.save({"kind": MODEL_KIND, "latent_size": vae.latent_size,
-                "images_size": vae.images_size, "weights": vae.state_dict()}, content)
+                "images_size": vae.images_size, "architecture": str(vae),
+                "weights": vae.state_dict()}, content)
     with write_safely(path) as file:
         file.write(content.getvalue())
 
@@ -226,6 +228,8 @@ def load_model(path):
         if saved["kind"] != MODEL_KIND:
             raise ValueError(saved["kind"])
         vae = VAE(saved["latent_size"], saved["images_size"])
+        if saved["architecture"] != str(vae):     # une couche a changé depuis
+            raise ValueError(saved["architecture"])
         vae.load_state_dict(saved["weights"])
         if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
             raise ValueError("nan")

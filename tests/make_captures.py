@@ -22,11 +22,12 @@ FOLDER = kit.ROOT / "tests" / "captures"
 
 
 def save(image, name):
-    """Enregistre une image en 128 couleurs, 1000 pixels de large au plus."""
+    """Enregistre une image en 256 couleurs, 1000 pixels de large au plus."""
     FOLDER.mkdir(exist_ok=True)
     image = image.convert("RGB")
     image.thumbnail((1000, 2000), Image.Resampling.LANCZOS)
-    image.quantize(128, dither=Image.Dither.NONE).save(FOLDER / name, optimize=True)
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
+        FOLDER / name, optimize=True)
     print(f"{name} : {(FOLDER / name).stat().st_size // 1000} ko", flush=True)
 
 

@@ -28,7 +28,7 @@ def content(tmp_path_factory):
 def saved(**changes):
     """Ce que save_model met dans le fichier, avec quelques changements."""
     return {"kind": MODEL_KIND, "latent_size": 3, "images_size": 32,
-            "weights": VAE(3, 32).state_dict(), **changes}
+            "architecture": str(VAE(3, 32)), "weights": VAE(3, 32).state_dict(), **changes}
 
 
 def refused(path):
@@ -117,6 +117,7 @@ def test_not_a_model(tmp_path, thing):
 @pytest.mark.parametrize("thing", [
     torch.zeros(3), [1, 2], None, {}, "un texte", VAE(3, 32).state_dict(), saved(kind="VAE_63"),
     saved(kind=None), saved(weights=None), saved(weights={}), saved(weights=[1]),
+    saved(architecture=str(VAE(3, 32)).replace("SiLU", "ReLU")),
     saved(weights=VAE(4, 32).state_dict()), saved(weights=VAE(3, 64).state_dict()),
     saved(weights={**VAE(3, 32).state_dict(), "de trop": torch.zeros(1)}),
     saved(weights={"module." + k: v for k, v in VAE(3, 32).state_dict().items()}),

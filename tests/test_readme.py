@@ -86,7 +86,7 @@ def test_two_commands():
     assert "name: vae\n" in environment
     conda, pip = [re.findall(rf"^ {{{spaces}}}- ([\w-]+)(?!.*:$)", environment.split("dependencies:")[1],
                              re.M) for spaces in (2, 6)]
-    assert conda == ["python", "spyder", "pip"]
+    assert conda == ["python", "spyder", "ipython", "pip"]
     assert sorted(pip) == sorted(first + ["pytest"])        # spyder-kernels vient avec spyder
     assert sorted(second) == sorted(pip + ["spyder-kernels"])
     for text in set.union(*TEXTS.values()):                 # ce que disent aussi les messages

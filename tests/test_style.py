@@ -198,7 +198,8 @@ def test_environment():
     conda = [line[4:] for line in lines[lines.index("dependencies:"):] if re.match("  - ", line)]
     pip = [line[8:] for line in lines if re.match("      - ", line)]
     # Python, Spyder et pip par conda ; NumPy et PyTorch par pip, les deux : un seul OpenMP.
-    assert [re.split("[=<>]", word)[0] for word in conda] == ["python", "spyder", "pip", "pip:"]
+    assert [re.split("[=<>]", word)[0] for word in conda] == ["python", "spyder", "ipython", "pip",
+                                                               "pip:"]
     assert set(pip) == tests - {"spyder-kernels"}     # spyder-kernels vient avec Spyder
     channels = lines[lines.index("channels:") + 1:lines.index("dependencies:")]
     assert channels == ["  - conda-forge"]
