@@ -80,7 +80,7 @@ except KeyboardInterrupt:
 def what_is_saved():
     """Une phrase : ce que l'on retrouvera sur le disque après un arrêt."""
     if not saved_epoch:
-        return "Rien n'a été modifié sur le disque."
+        return "Aucun nouveau modèle n'est enregistré."
     return f"Le modèle de l'epoch {saved_epoch} est enregistré dans « {model_file} »."
 
 

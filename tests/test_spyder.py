@@ -353,7 +353,7 @@ def test_stop_button(console, screen, folder):
     console.wait_for("Lecture des images")
     console.stop_button()
     text = clean(console.finish())
-    assert on_screen(text)[-2:] == ["Arrêt demandé. Rien n'a été modifié sur le disque.", ""]
+    assert on_screen(text)[-2:] == ["Arrêt demandé. Aucun nouveau modèle n'est enregistré.", ""]
     shutil.rmtree(many)
     edit_zone(script, epochs=1)
     assert len(losses_in(clean(console.execute(f5(script))))) == 1
