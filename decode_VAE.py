@@ -359,10 +359,11 @@ class Window(tk.Tk):
                 return self.say(f"Image enregistrée : {path}")
             except FileExistsError:
                 continue
-            except OSError as error:
-                path.unlink(missing_ok=True)
-                return self.say(f"Impossible d'écrire « {path} » ({error.strerror}) : le disque "
-                                "est-il plein, le dossier protégé ?")
+            except OSError:
+                with contextlib.suppress(OSError):      # ne laisse pas une moitié d'image
+                    path.unlink()
+                return self.say(f"Impossible d'écrire « {path} » : le disque est-il plein, le "
+                                "dossier protégé ?")
 
     def switch_webcam(self):
         if not self.webcam_on.get():
@@ -398,7 +399,7 @@ class Window(tk.Tk):
                 self.alive = time.monotonic()
                 self.encode(image, "webcam")
             elif not self.webcam.is_alive():
-                self.stop_webcam("Fin du film.")
+                self.stop_webcam("Fin du film." if self.webcam.film else "La caméra s'est arrêtée.")
             elif time.monotonic() - self.alive > PATIENCE:
                 self.stop_webcam(f"La caméra n'envoie pas d'image depuis {PATIENCE} secondes.")
 

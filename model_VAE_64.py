@@ -12,6 +12,7 @@ import contextlib
 import io
 import logging
 import os
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -82,12 +83,13 @@ class VAE(nn.Module):
     @torch.no_grad()
     def start_from(self, images):
         """Prépare le réseau aux images d'entraînement (octets, N×S×S×3) : sans avoir rien appris,
-        le décodeur dessine déjà leur moyenne, et l'encodeur ne voit que ce qui s'en écarte. Un
+        le décodeur dessine déjà à peu près leur moyenne, et l'encodeur voit ce qui s'en écarte. Un
         petit jeu d'images ne dépense pas ses quelques pas à apprendre ce qu'elles ont en commun.
         """
         mean = images.mean(axis=0) / 255
         self.mean.copy_(torch.logit(torch.from_numpy(mean).permute(2, 0, 1), eps=0.02))
-        self.contrast.fill_(max(0.01, (images[:500] / 255 - mean).std()))
+        some = images[:6_144_000 // images[0].size]      # 500 images de 64×64 suffisent
+        self.contrast.fill_(max(0.01, (some / 255 - mean).std()))
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
@@ -123,8 +125,8 @@ def silence():
     except OSError:                                   # il n'y en a pas (IDLE sous Windows)
         stderr = os.open(os.devnull, os.O_WRONLY)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
     try:
+        os.dup2(nowhere, 2)
         yield
     finally:
         os.dup2(stderr, 2)
@@ -196,7 +198,14 @@ def write_safely(path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        for pause in (0.1, 0.5, 2, 0):        # Windows : un antivirus le tient parfois un instant
+            try:
+                os.replace(aside, path)
+                break
+            except PermissionError:
+                if not pause:
+                    raise
+                time.sleep(pause)
     finally:
         aside.unlink(missing_ok=True)
 

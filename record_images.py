@@ -5,6 +5,7 @@ comme dans un miroir. Cliquez sur la fenêtre, puis :
 - « s » maintenue enregistre toutes les images de la caméra ; un appui bref en enregistre une ;
 - « q », Échap ou la croix de la fenêtre terminent.
 """
+import contextlib
 import io
 import os
 import re
@@ -45,8 +46,10 @@ os.environ.setdefault("QT_LOGGING_RULES", "*=false")
 try:
     import cv2
     from PIL import Image
-except ImportError as error:
-    stop(f"Il manque une bibliothèque ({error.name}) : installez opencv-python et pillow.")
+except (ImportError, OSError) as error:
+    stop(f"Il manque une bibliothèque ({error}) : installez opencv-python et pillow.")
+except KeyboardInterrupt:
+    stop("Arrêt demandé, avant le début.")
 
 HOLD = 0.15         # secondes sans « s » après lesquelles la touche est tenue pour relâchée
 PATIENCE = 5        # secondes sans image, ou d'images noires, après lesquelles on s'arrête
@@ -150,7 +153,7 @@ already = sum(name.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".
               for name in names)
 
 # %% L'enregistrement
-film = type(camera) is str and (folder / camera).is_file()
+film = type(camera) is str and os.path.isfile(folder / camera)
 capture = cv2.VideoCapture()
 arrived = deque(maxlen=100)     # images déposées par la caméra, que la boucle n'a pas encore prises
 unsaved = []                    # images prises, que « s » peut encore faire enregistrer
@@ -216,14 +219,18 @@ except KeyboardInterrupt:
 except OSError:
     problem = (f"Impossible d'écrire dans {images_path} : vérifiez que le disque n'est pas plein "
                "et que le dossier n'est pas protégé en écriture.")
+except cv2.error:
+    problem = ("La fenêtre d'OpenCV ne s'ouvre pas : installez opencv-python, et désinstallez "
+               "opencv-python-headless.")
 finally:
-    cv2.destroyAllWindows()
-    cv2.waitKey(1)
     stopping.set()
     if reader.is_alive():
         reader.join(timeout=1)
     else:
         capture.release()
+    with contextlib.suppress(cv2.error):
+        cv2.destroyAllWindows()
+        cv2.waitKey(1)
 
 # %% Le bilan
 s = "s" * (recorded > 1)

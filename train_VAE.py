@@ -23,7 +23,7 @@ model_file = "model_VAE_64.pt"   # fichier où le modèle est enregistré
 images_size = 64                 # côté des images en pixels, multiple de 16 *** 32-256 ***
 latent_size = 4                  # combien de nombres résument une image *** 1-32 ***
 epochs = 30                      # combien de fois le modèle voit chaque image *** 5-200 ***
-batch_size = 64                  # images par pas d'apprentissage, au plus *** 8-256 ***
+batch_size = 64                  # images par pas, au plus (moins s'il y en a peu) *** 8-256 ***
 learning_rate = 0.002            # longueur des pas d'apprentissage *** 0.0001-0.01 ***
 beta = 1                         # poids de la divergence KL dans la loss *** 0.1-20 ***
 test_proportion = 0.2            # part des images mises de côté pour le test *** 0.1-0.5 ***
@@ -52,12 +52,14 @@ for name, types, low, high in [
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128, "
          "256...), car le réseau divise la taille par 16.")
-if type(images_folder) is not str or not os.path.isdir(folder / images_folder):
+if (type(images_folder) is not str or not images_folder.strip()
+        or not os.path.isdir(folder / images_folder)):
     stop(f"Paramètre images_folder = {images_folder!r} : ce dossier n'existe pas. Créez-le et "
          "mettez-y des images, ou enregistrez-en avec record_images.py.")
-if type(model_file) is not str or not model_file.endswith(".pt") or "\0" in model_file:
+if (type(model_file) is not str or not model_file.endswith(".pt") or "\0" in model_file
+        or not os.path.isdir((folder / model_file).parent)):
     stop(f"Paramètre model_file = {model_file!r} : il faut un nom de fichier entre guillemets "
-         "qui finit par .pt.")
+         "qui finit par .pt, dans un dossier qui existe.")
 
 # %% Les bibliothèques
 try:
@@ -91,11 +93,11 @@ def clear_messages():
         yield
     except KeyboardInterrupt:
         stop(f"\nArrêt demandé. {what_is_saved()}")
-    except OSError as error:
-        stop(f"\nImpossible d'écrire dans « {folder} » ({error.strerror}). Le disque est-il plein, "
-             "le dossier protégé, le fichier ouvert dans un tableur ? " + what_is_saved())
+    except OSError:
+        stop(f"\nImpossible d'écrire dans « {folder} ». Le disque est-il plein, le dossier "
+             "protégé, le fichier ouvert dans un tableur ? " + what_is_saved())
     except (MemoryError, RuntimeError) as error:
-        if "memory" not in str(error):
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         stop(f"\nPas assez de mémoire : baissez batch_size ou images_size. {what_is_saved()}")
 
@@ -127,8 +129,8 @@ def free_memory():
 
 
 def load_images(files):
-    """Lit les images dans un ordre tiré au hasard : (tableau N×S×S×3 d'octets, leurs N chemins, un
-    texte par fichier laissé de côté)."""
+    """Lit les images dans un ordre tiré au hasard : (tableau N×S×S×3 d'octets, leurs N chemins).
+    Les fichiers qui ne sont pas des images sont laissés de côté, une ligne dit lesquels."""
     needed = len(files) * images_size ** 2 * 3
     if needed > free_memory():
         stop(f"Pas assez de mémoire : {len(files)} images de {images_size}×{images_size} prennent "
@@ -144,7 +146,10 @@ def load_images(files):
         except Exception as error:               # un fichier illisible n'arrête rien
             name = os.fsencode(path.name).decode("utf-8", "replace")
             passed_over.append(f"{name} ({error})")
-    return images[:len(paths)], paths, passed_over
+    if passed_over:
+        print(f"Fichiers laissés de côté : {len(passed_over)}, " + ", ".join(passed_over[:3])
+              + ", ..." * (len(passed_over) > 3))
+    return images[:len(paths)], paths
 
 
 def choose_device():
@@ -164,8 +169,8 @@ def to_batch(images):
 
 
 def in_parts(images):
-    """Coupe un grand tableau d'images en parts de 256 au plus, pour ménager la mémoire."""
-    return np.array_split(images, math.ceil(len(images) / 256))
+    """Coupe un grand tableau d'images en parts d'un million de pixels, pour ménager la mémoire."""
+    return np.array_split(images, math.ceil(len(images) * images_size ** 2 / 2 ** 20))
 
 
 def draw_curves(size):
@@ -194,9 +199,9 @@ def draw_curves(size):
 def draw_report(columns=9, cell=64):
     """Les courbes, des images de test au-dessus de leur reconstruction, l'effet des sliders."""
     x = to_batch(test_images[:columns])
-    mu, logvar = vae.encode(to_batch(test_images[:256]))
+    mu, logvar = vae.encode(to_batch(in_parts(test_images)[0]))
     kl = kl_divergence(mu, logvar).mean(dim=0)
-    rows = [("images de test", x), ("reconstructions", vae.decode(mu[:columns]))]
+    rows = [("images de test", x), ("reconstructions", vae.decode(vae.encode(x)[0]))]
     for k in range(min(latent_size, 32)):
         z = torch.zeros(columns, latent_size, device=device)
         z[:, k] = torch.linspace(-3, 3, columns)
@@ -205,10 +210,10 @@ def draw_report(columns=9, cell=64):
     picture = Image.new("RGB", (130 + width, 200 + len(rows) * (cell + 6)), "white")
     picture.paste(draw_curves((picture.width, 190)))
     for k, (label, row) in enumerate(rows):
-        row = torch.nn.functional.interpolate(row, (cell, cell), mode="area")
+        row = torch.nn.functional.interpolate(row.cpu(), (cell, cell), mode="area")
         grid = make_grid(row, columns, pad_value=1).mul(255).round().byte()
         y = 200 + k * (cell + 6)
-        picture.paste(Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), (130, y))
+        picture.paste(Image.fromarray(grid.permute(1, 2, 0).numpy()), (130, y))
         ImageDraw.Draw(picture).text((8, y + 18), label, "#444444", ImageFont.load_default(13))
     return picture
 
@@ -232,13 +237,10 @@ def save_report():
 saved_epoch = 0
 with clear_messages():
     own_files, exemple_files = find_images(folder / images_folder)
-    images, paths, passed_over = load_images(own_files)
-    if passed_over:
-        print(f"Fichiers laissés de côté : {len(passed_over)}, " + ", ".join(passed_over[:3])
-              + ", ..." * (len(passed_over) > 3))
+    images, paths = load_images(own_files)
     if not paths and exemple_files:
         print(f"Pas encore d'images à vous dans « {images_folder} » : voici le jeu de départ.")
-        images, paths, _ = load_images(exemple_files)
+        images, paths = load_images(exemple_files)
     if len(paths) < 2:
         stop(f"Images dans « {images_folder} » : {len(paths)}. Il en faut au moins 2 (200, c'est "
              "bien) : enregistrez-en avec record_images.py, ou copiez-y les vôtres.")
@@ -276,7 +278,6 @@ def value_of(loss):
 
 with clear_messages():
     model_path = folder / model_file
-    keep_previous_model()
     torch.manual_seed(seed)
     device = choose_device()
     print(f"Calcul sur : {device}.")
@@ -308,6 +309,8 @@ with clear_messages():
                                  for part in in_parts(test_images))
             losses.append(total / len(train_images))
             test_losses.append(test_total / len(test_images))
+            if epoch == 1:
+                keep_previous_model()
             left = timedelta(seconds=round((time.monotonic() - start) / epoch * (epochs - epoch)))
             print(f"Epoch {epoch}/{epochs}   loss {losses[-1]:.2f}   "
                   f"test loss {test_losses[-1]:.2f}   reste {left}", flush=True)
@@ -340,7 +343,8 @@ with clear_messages():
     if test_losses[-1] > 1.3 * losses[-1]:
         verdict = ("la test loss est bien plus haute que la loss : sur-apprentissage. Il faudrait "
                    "plus d'images, ou moins d'epochs.")
-    elif test_losses[epochs // 2] - test_losses[-1] > 0.07 * (test_losses[0] - test_losses[-1]):
+    elif (test_losses[(epochs - 1) // 2] - test_losses[-1]
+          >= 0.07 * (test_losses[0] - test_losses[-1])):
         verdict = "la test loss descendait encore : plus d'epochs feraient mieux."
     else:
         verdict = "la loss et la test loss sont descendues ensemble, tout va bien."
@@ -348,4 +352,4 @@ with clear_messages():
           "La suite : decode_VAE.py.")
     if in_spyder:
         from IPython.display import display
-        display(Image.open(folder / "train_VAE.png"))
+        display(draw_report())

@@ -259,7 +259,7 @@ def test_random_zero_and_bare_pixels(fenetre):
     wait_until(lambda: any(fenetre.values()))
     fenetre.calm()
     first = fenetre.values()
-    assert all(-6 < value < 6 for value in first) and len(set(first)) == 4
+    assert all(-6 < value < 6 for value in first) and len(set(first)) >= 3
     assert fenetre.shows([scale["value"] for scale in fenetre.seen("TScale")])
     fenetre.key("z")
     wait_until(lambda: not any(fenetre.values()))
