@@ -86,13 +86,13 @@ class Recorder:
             env={**os.environ, **screen.env, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1",
                  **(env or {})})
         if window:
-            self.window = screen.window("record_images")
-            screen.xdotool("windowactivate", "--sync", self.window)
             wait_until(self.is_shown)
             time.sleep(0.2)
 
     def is_shown(self):
         """Vrai quand la première image est là ; retient où est l'intérieur de la fenêtre."""
+        self.window = self.screen.window("record_images")    # celle d'avant peut tarder à partir
+        self.screen.xdotool("windowactivate", self.window)
         corner = self.screen.xdotool("mousemove", "--window", self.window, 0, 0, "getmouselocation")
         self.x, self.y = [int(found) for found in re.findall(r"[xy]:(\d+)", corner)]
         return self.pixel(8, 8) == GREY == self.pixel(300, 600)
@@ -565,12 +565,12 @@ def test_settings_before_opencv(record, folder, tmp_path):
 import os
 for name in ("VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS", "LOG_LEVEL", "FFMPEG_LOGLEVEL"):
     print(name, os.environ["OPENCV_" + name])
-raise ImportError(name="cv2")
+raise ImportError("No module named 'cv2'")
 """)
     recorder = record(window=False, env={"PYTHONPATH": str(tmp_path)})
     assert recorder.end() == [
         "VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS 0", "LOG_LEVEL SILENT", "FFMPEG_LOGLEVEL -8",
-        "Il manque une bibliothèque (cv2) : installez opencv-python et pillow."]
+        "Il manque une bibliothèque (No module named 'cv2') : installez opencv-python et pillow."]
 
 
 def test_without_a_screen(record):
