@@ -112,8 +112,8 @@ BAD = {name: ODD + [0] * (name not in ("beta", "seed")) for name in NUMBERS}
 for name in ("learning_rate", "beta"):
     BAD[name].remove(4.5)
 BAD["images_size"] += [63, 8, 20, 100, 65]
-BAD["images_folder"] = [None, "absent", 3, [], b"images", "a\0b", "x" * 5000, True, 1.5, {}, "train_VAE.py"]
-BAD["model_file"] = [None, "", 3, [], b"m.pt", "a\0b.pt", True, 1.5, {}, "train_VAE.py", "modele", ".."]
+BAD["images_folder"] = [None, "", " ", "absent", 3, [], b"images", "a\0b", "x" * 5000, True, 1.5, {}, "train_VAE.py"]
+BAD["model_file"] = [None, "absent/a.pt", "", 3, [], b"m.pt", "a\0b.pt", True, 1.5, {}, "train_VAE.py", "modele", ".."]
 
 
 @pytest.mark.parametrize("name", BAD)
