@@ -24,7 +24,7 @@ from torch import nn
 from torchvision.transforms import functional
 
 MODEL_KIND = "VAE_64"     # écrit dans chaque modèle enregistré, vérifié à la lecture
-SIZES = range(16, 513, 16)    # côtés possibles : le réseau divise l'image par 16
+SIZES = range(16, 513, 16)    # côtés possibles : le réseau les divise plusieurs fois par deux
 LATENT_SIZES = range(1, 257)
 
 logging.getLogger("PIL").setLevel(logging.CRITICAL)   # Pillow se tait : les scripts résument
@@ -33,30 +33,38 @@ warnings.filterwarnings("ignore", module="PIL|torch.serialization")
 
 # %% Le réseau
 # Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
+def first_stride(images_size):
+    """Le pas s de la première convolution. Une petite image garde ainsi assez de cases, 4×4 à 32,
+    pour que le décodeur place ce qu'il dessine : avec 2×2, la moitié des sliders dormaient."""
+    return 4 if images_size >= 64 else 2
+
+
 class Encoder(nn.Sequential):
     """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar."""
 
     def __init__(self, latent_size, images_size):
+        s = first_stride(images_size)
         super().__init__(
-            nn.Conv2d(3, 32, 8, stride=4, padding=2), nn.SiLU(),         # 32 × S/4 × S/4
-            nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.SiLU(),        # 64 × S/8 × S/8
-            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.SiLU(),       # 128 × S/16 × S/16
-            nn.Flatten(),                                                # 128·(S/16)²
-            nn.Linear(128 * (images_size // 16) ** 2, 2 * latent_size))  # 2·latent_size
+            nn.Conv2d(3, 32, 2 * s, stride=s, padding=s // 2), nn.SiLU(),    # 32 × S/s × S/s
+            nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.SiLU(),            # 64 × S/2s × S/2s
+            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.SiLU(),           # 128 × S/4s × S/4s
+            nn.Flatten(),                                                    # 128·(S/4s)²
+            nn.Linear(128 * (images_size // (4 * s)) ** 2, 2 * latent_size))    # 2·latent_size
 
 
 class Decoder(nn.Sequential):
     """Le chemin inverse : N×latent_size -> N×3×S×S."""
 
     def __init__(self, latent_size, images_size):
-        side = images_size // 16
+        s = first_stride(images_size)
+        side = images_size // (4 * s)
         super().__init__(
             nn.Linear(latent_size, 256), nn.SiLU(),                          # 256
-            nn.Linear(256, 128 * side ** 2), nn.SiLU(),                      # 128·(S/16)²
-            nn.Unflatten(1, (128, side, side)),                              # 128 × S/16 × S/16
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.SiLU(),  # 64 × S/8 × S/8
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.SiLU(),   # 32 × S/4 × S/4
-            nn.ConvTranspose2d(32, 3, 8, stride=4, padding=2))               # 3 × S × S
+            nn.Linear(256, 128 * side ** 2), nn.SiLU(),                      # 128·(S/4s)²
+            nn.Unflatten(1, (128, side, side)),                              # 128 × S/4s × S/4s
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.SiLU(),  # 64 × S/2s × S/2s
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.SiLU(),   # 32 × S/s × S/s
+            nn.ConvTranspose2d(32, 3, 2 * s, stride=s, padding=s // 2))      # 3 × S × S
 
 
 class VAE(nn.Module):

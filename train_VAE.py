@@ -51,7 +51,7 @@ for name, types, low, high in [
              f"de {low} à {high}. Corrigez-le dans la zone ***.")
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128, "
-         "256...), car le réseau divise la taille par 16.")
+         "256...), car le réseau la divise plusieurs fois par deux.")
 if (type(images_folder) is not str or not images_folder.strip()
         or not os.path.isdir(folder / images_folder)):
     stop(f"Paramètre images_folder = {images_folder!r} : ce dossier n'existe pas. Créez-le et "

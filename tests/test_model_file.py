@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kit import ROOT
-from model_VAE_64 import MODEL_KIND, VAE, load_model, save_model, write_safely
+from model_VAE_64 import MODEL_KIND, SIZES, VAE, load_model, save_model, write_safely
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,17 @@ def test_round_trip(tmp_path, latent_size, images_size):
     x = torch.rand(2, 3, images_size, images_size)
     assert torch.equal(vae.encode(x)[0], again.encode(x)[0])
     assert os.listdir(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("images_size", SIZES)
+def test_every_size(images_size):
+    """Tous les côtés possibles : des images de la bonne taille ; dès 32, au moins 4×4 cases."""
+    vae = VAE(2, images_size)
+    reconstruction, mu, logvar = vae(torch.rand(1, 3, images_size, images_size))
+    assert reconstruction.shape == (1, 3, images_size, images_size)
+    assert mu.shape == logvar.shape == (1, 2)
+    cells = next(layer for layer in vae.decoder if isinstance(layer, torch.nn.Unflatten))
+    assert images_size < 32 or min(cells.unflattened_size[1:]) >= 4
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="les droits POSIX")
