@@ -32,13 +32,13 @@ warnings.filterwarnings("ignore", module="PIL|torch.serialization")
 
 
 # %% Le réseau
-# Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
 def first_stride(images_size):
     """Le pas s de la première convolution. Une petite image garde ainsi assez de cases, 4×4 à 32,
     pour que le décodeur place ce qu'il dessine : avec 2×2, la moitié des sliders dormaient."""
     return 4 if images_size >= 64 else 2
 
 
+# Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
 class Encoder(nn.Sequential):
     """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar."""
 
