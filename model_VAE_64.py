@@ -101,7 +101,8 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
-        mu, logvar = self.encoder((x - torch.sigmoid(self.mean)) / self.contrast).chunk(2, dim=1)
+        mean = torch.sigmoid(self.mean.detach())      # un simple repère : decode l'apprend
+        mu, logvar = self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
         return mu, logvar
 
     def decode(self, z):

@@ -72,6 +72,19 @@ def test_every_size(images_size):
     assert images_size < 32 or min(cells.unflattened_size[1:]) >= 4
 
 
+def test_mean_image():
+    """Sans rien avoir appris, le décodeur dessine la moyenne, que lui seul apprend ensuite."""
+    images = np.random.default_rng(0).integers(40, 200, (50, 64, 64, 3), dtype=np.uint8)
+    images[:, :32] //= 3                                    # le haut est plus sombre
+    vae, mean = VAE(), torch.from_numpy(images.mean(axis=0) / 255).permute(2, 0, 1)
+    vae.start_from(images)
+    assert (vae.decode(torch.randn(5, 4)) - mean).abs().mean() < 0.05
+    vae.encode(torch.rand(2, 3, 64, 64))[0].sum().backward()
+    assert vae.mean.grad is None                            # sinon chaque pas dure 10 % de plus
+    vae.decode(torch.zeros(1, 4)).sum().backward()
+    assert vae.mean.grad.abs().sum() > 0
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="les droits POSIX")
 def test_readable_by_others(tmp_path):
     """Le professeur peut lire le modèle d'un étudiant : les droits habituels d'un fichier."""
