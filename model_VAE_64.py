@@ -101,7 +101,7 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
-        mean = torch.sigmoid(self.mean.detach())      # un simple repère : decode l'apprend
+        mean = torch.sigmoid(self.mean.detach())   # detach : un repère, que decode seul apprend
         mu, logvar = self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
         return mu, logvar
 
