@@ -58,8 +58,8 @@ try:
     from model_VAE_64 import (find_images, image_to_tensor, load_model, read_image,
                               tensor_to_image)
 except (ImportError, OSError, RuntimeError) as error:     # absente, abîmée, ou arrêtée en chemin
-    stop(f"Il manque une bibliothèque ({error}). Dans la console : pip install torch torchvision "
-         "opencv-python numpy pillow ; si tout y est, menu Console > Redémarrer le noyau. Si c'est "
+    stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
+         "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Si c'est "
          "tkinter, dans un terminal : sudo apt install python3-tk (Debian, Ubuntu) ou brew "
          "install python-tk (macOS).")
 except KeyboardInterrupt:
@@ -373,14 +373,14 @@ class Window(tk.Tk):
         try:
             webcam = Webcam()
         except ImportError:
-            return self.stop_webcam("Il manque OpenCV. Dans la console : pip install opencv-python")
+            return self.stop_webcam("Il manque OpenCV (README.md, « Installer »).")
         if not webcam.capture.isOpened():
             return self.stop_webcam(
                 f"La caméra ne s'ouvre pas (camera = {camera!r}) : essayez 0, 1 ou 2, fermez les "
                 "autres programmes qui l'utilisent.")
         self.webcam, self.alive = webcam, time.monotonic()
         webcam.start()
-        self.say("La webcam règle les sliders. Touche w : la rendre et garder l'image.")
+        self.say("La webcam règle les sliders. Touche w : arrêter la webcam et garder l'image.")
 
     def stop_webcam(self, message=""):
         if self.webcam:

@@ -193,7 +193,7 @@ def image_to_tensor(image):
 
 def tensor_to_image(x):
     """Un tenseur 3×S×S, de 0 à 1 -> une PIL.Image S×S."""
-    return functional.to_pil_image(x.detach().cpu().clamp(0, 1))
+    return functional.to_pil_image(x.detach().cpu().clamp(0, 1).mul(255).round().byte())
 
 
 # %% Enregistrer et relire

@@ -47,7 +47,8 @@ try:
     import cv2
     from PIL import Image
 except (ImportError, OSError) as error:
-    stop(f"Il manque une bibliothèque ({error}) : installez opencv-python et pillow.")
+    stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
+         "(README.md, « Installer »).")
 except KeyboardInterrupt:
     stop("Arrêt demandé, avant le début.")
 
@@ -212,7 +213,7 @@ try:
             break
         if now - alive > PATIENCE:
             problem = f"La caméra n'envoie pas d'image depuis {PATIENCE} secondes. {CHECKS}"
-        elif now - bright > PATIENCE:
+        elif not film and now - bright > PATIENCE:
             problem = f"La caméra ne donne que du noir depuis {PATIENCE} secondes. {CHECKS}"
 except KeyboardInterrupt:
     print("Arrêt demandé.")

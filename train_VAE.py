@@ -43,7 +43,7 @@ def stop(message):
 for name, types, low, high in [
         ("images_size", [int], 16, 512), ("latent_size", [int], 1, 256),
         ("epochs", [int], 1, 100_000), ("batch_size", [int], 1, 10_000),
-        ("learning_rate", [int, float], 1e-8, 100), ("beta", [int, float], 0, 1e6),
+        ("learning_rate", [int, float], 1e-8, 100), ("beta", [int, float], 0, 1_000_000),
         ("test_proportion", [float], 0.001, 0.9), ("seed", [int], 0, 2**32)]:
     value = globals()[name]
     if type(value) not in types or not low <= value <= high:
@@ -72,8 +72,8 @@ try:
     from torchvision.utils import make_grid
     from model_VAE_64 import VAE, find_images, read_image, save_model, write_safely
 except (ImportError, OSError, RuntimeError) as error:     # absente, abîmée, ou arrêtée en chemin
-    stop(f"Il manque une bibliothèque ({error}). Dans la console : pip install torch torchvision "
-         "opencv-python numpy pillow ; si tout y est, menu Console > Redémarrer le noyau.")
+    stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
+         "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau.")
 except KeyboardInterrupt:
     stop("Arrêt demandé, avant le début.")
 
@@ -218,19 +218,29 @@ def draw_report(columns=9, cell=64):
     return picture
 
 
-def keep_previous_model():
-    """Copie le modèle d'un entraînement précédent, s'il y en a un, sous un autre nom."""
-    if model_path.exists():
+def verdict():
+    """Comment l'apprentissage s'est passé, d'après les deux courbes : une phrase."""
+    first, half, last = (test_losses[k] for k in (0, (epochs - 1) // 2, -1))
+    if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
+        return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
+                "Il faudrait plus d'images, ou moins d'epochs.")
+    if epochs > 1 and last >= first:
+        return "la test loss n'est pas descendue : changez epochs ou learning_rate."
+    if half - last >= 0.07 * (first - last):
+        return "la test loss descendait encore : plus d'epochs feraient mieux."
+    return "la loss et la test loss sont descendues ensemble, tout va bien."
+
+
+def save_vae():
+    """Enregistre le modèle ; la première fois, garde d'abord celui d'avant sous un autre nom."""
+    global saved_epoch
+    if not saved_epoch and model_path.exists():
         previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
         with write_safely(previous_path) as file:
             file.write(model_path.read_bytes())
         print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
-
-
-def save_report():
-    """Enregistre train_VAE.png."""
-    with write_safely(folder / "train_VAE.png") as file:
-        draw_report().save(file, "PNG", compress_level=1)
+    save_model(vae, model_path)
+    saved_epoch = len(losses)
 
 
 # %% Les images : celles de l'étudiant, ou le jeu de départ s'il n'y en a pas encore
@@ -280,15 +290,15 @@ with clear_messages():
     model_path = folder / model_file
     torch.manual_seed(seed)
     device = choose_device()
-    print(f"Calcul sur : {device}.")
     vae = VAE(latent_size, images_size)
     vae.start_from(train_images)
     vae.to(device)
     batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
+    print(f"Calcul sur : {device}, par lots de {batch} images.")
     steps = epochs * math.ceil(len(train_images) / batch)
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
     optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.3)
-    # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2018).
+    # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2017).
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
     losses, test_losses = [], []
@@ -309,20 +319,18 @@ with clear_messages():
                                  for part in in_parts(test_images))
             losses.append(total / len(train_images))
             test_losses.append(test_total / len(test_images))
-            if epoch == 1:
-                keep_previous_model()
             left = timedelta(seconds=round((time.monotonic() - start) / epoch * (epochs - epoch)))
             print(f"Epoch {epoch}/{epochs}   loss {losses[-1]:.2f}   "
                   f"test loss {test_losses[-1]:.2f}   reste {left}", flush=True)
             if time.monotonic() > saved_time + 10 or epoch == epochs:
-                save_model(vae, model_path)
-                saved_epoch, saved_time = epoch, time.monotonic()
+                save_vae()
+                saved_time = time.monotonic()
             with contextlib.suppress(OSError):   # ouverte ailleurs ? elle sera refaite
-                save_report()
+                with write_safely(folder / "train_VAE.png") as file:
+                    draw_report().save(file, "PNG", compress_level=1)
     except KeyboardInterrupt:
         if losses:
-            save_model(vae, model_path)
-            saved_epoch = len(losses)
+            save_vae()
         raise
 
 # %% Le bilan
@@ -340,15 +348,7 @@ with clear_messages():
     with write_safely(folder / "latents.csv") as file:
         file.write(table.getvalue().encode("utf-8", "replace"))
 
-    if test_losses[-1] > 1.3 * losses[-1]:
-        verdict = ("la test loss est bien plus haute que la loss : sur-apprentissage. Il faudrait "
-                   "plus d'images, ou moins d'epochs.")
-    elif (test_losses[(epochs - 1) // 2] - test_losses[-1]
-          >= 0.07 * (test_losses[0] - test_losses[-1])):
-        verdict = "la test loss descendait encore : plus d'epochs feraient mieux."
-    else:
-        verdict = "la loss et la test loss sont descendues ensemble, tout va bien."
-    print(f"Bilan : {verdict}\n{what_is_saved()} À voir : train_VAE.png et latents.csv. "
+    print(f"Bilan : {verdict()}\n{what_is_saved()} À voir : train_VAE.png et latents.csv. "
           "La suite : decode_VAE.py.")
     if in_spyder:
         from IPython.display import display

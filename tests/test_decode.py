@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from kit import Raw, Screen, copy_kit, edit_zone, run, wait_until
+from kit import ROOT, Raw, Screen, copy_kit, edit_zone, run, wait_until
 from model_VAE_64 import VAE, image_to_tensor, read_image, save_model, tensor_to_image
 
 # Lance un script en écrivant dans un fichier, trente fois par seconde, ce que contient sa fenêtre
@@ -568,7 +568,7 @@ def test_wrong_models(tmp_path):
         "deux": (dict(images_size=32, latent_size=2), data, ["images_size", "latent_size"]),
         "vide": ({}, b"", []), "texte": ({}, b"bonjour", []), "coupe": ({}, data[:-5000], []),
         "octet": ({}, data[:90000] + bytes([data[90000] ^ 255]) + data[90001:], []),
-        "image.png": ({}, (tmp_path.parent / "x").name.encode(), []),
+        "image.png": ({}, next((ROOT / "images" / "exemple").glob("*.png")).read_bytes(), []),
         "poids": ({}, saved["weights"], []), "autre": ({}, {**saved, "kind": "GAN"}, []),
         "ancien": ({}, {**saved, "weights": {"a": torch.zeros(3)}}, []),
         "bombe": ({}, {**saved, "extra": Bomb(str(tmp_path / "explosion"))}, []),

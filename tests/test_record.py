@@ -312,6 +312,16 @@ def test_end_of_the_film(record, tmp_path):
                                 f"Aucune image enregistrée dans {recorder.images} (0 en tout)."]
 
 
+def test_film_that_starts_in_the_dark(record, tmp_path):
+    """Six secondes de noir au début d'un film : il passe jusqu'au bout."""
+    dark = np.zeros((128, 160, 3), np.uint8)
+    write_film(tmp_path / "nuit.avi", (dark if n < 60 else number_picture(n) for n in range(65)),
+               fps=10)
+    recorder = record(camera=str(tmp_path / "nuit.avi"))
+    assert "Fin du film." in recorder.end()
+    assert recorder.process.returncode == 0
+
+
 # ---------------------------------------------------------------- 4 : les fichiers
 
 def test_numbering_goes_on(record, folder):
@@ -570,7 +580,8 @@ raise ImportError("No module named 'cv2'")
     recorder = record(window=False, env={"PYTHONPATH": str(tmp_path)})
     assert recorder.end() == [
         "VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS 0", "LOG_LEVEL SILENT", "FFMPEG_LOGLEVEL -8",
-        "Il manque une bibliothèque (No module named 'cv2') : installez opencv-python et pillow."]
+        "Il manque une bibliothèque (No module named 'cv2'). Lancez Spyder depuis l'environnement "
+        "vae (README.md, « Installer »)."]
 
 
 def test_without_a_screen(record):

@@ -193,7 +193,7 @@ def record(console, screen, folder, wdir, close):
     assert new.name == f"image_{len(before) + 1:05d}.png"
     pixels = np.asarray(Image.open(new)).astype(int)
     assert pixels.shape == (32, 32, 3)
-    assert (pixels[4:28, 4:12] - [220, 30, 30] < 60).all()       # le miroir : rouge à gauche
+    assert (abs(pixels[4:28, 4:12] - [220, 30, 30]) < 60).all()      # le miroir : rouge à gauche
     assert (pixels[4:28, 20:28, 2] > 150).all() and (pixels[4:28, 20:28, 0] < 90).all()
     assert f"1 image enregistrée dans {folder / 'images'} ({len(before) + 1} en tout)." in text
 

@@ -1,6 +1,7 @@
 """Les quatre scripts tels que Spyder les lit : sans avertissement, du Python 3.10, la zone ***."""
 import ast
 import re
+import shutil
 import subprocess
 import sys
 
@@ -225,3 +226,19 @@ def test_french(name):
                 for part in ast.walk(node):
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
                         part.value.encode("cp1252")
+
+
+def test_gitignore(tmp_path):
+    """Les images d'une personne, dans n'importe quel dossier, et les modèles restent hors de git."""
+    if not shutil.which("git"):
+        pytest.skip("il manque git")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    git = ["git", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    private = ["visages/image_00001.png", "images/image_00001.png", "images/exemple/moi.png",
+               "essai.pt", "train_VAE.png", "latents.csv", "mes images/sous/dossier/a.jpg"]
+    public = ["images/exemple/visage_000.png", "tests/kit.py", "tests/captures/train.png",
+              ".ci/run", "train_VAE.py", "README.md", "environment.yml"]
+    ignored = subprocess.run([*git, "check-ignore", *private, *public], text=True,
+                             capture_output=True).stdout.splitlines()
+    assert [name.strip('"') for name in ignored] == private

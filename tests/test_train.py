@@ -1,4 +1,5 @@
 """train_VAE.py, lancé comme le fait un étudiant, depuis un autre dossier que le sien."""
+import ast
 import csv
 import itertools
 import multiprocessing
@@ -175,6 +176,38 @@ def test_previous_model_is_kept(trained):
     assert load_model(folder / "model_VAE_64.pt").latent_size == 2
 
 
+VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [31, 29, 32])],
+            "n'est pas descendue": [([20, 21, 22], [20, 21, 22]), ([5, 5, 5], [5, 5, 5])],
+            "descendait encore": [([30, 20, 10], [30, 20, 10]), ([30], [30])],
+            "tout va bien": [([30, 10, 10], [30, 11, 10.9])]}
+
+
+@pytest.mark.parametrize("words, curves", [(words, curves) for words, several in VERDICTS.items()
+                                           for curves in several])
+def test_verdict(words, curves):
+    """La phrase du bilan, pour des courbes de toutes les formes."""
+    tree = ast.parse((kit.ROOT / "train_VAE.py").read_text(encoding="utf-8"))
+    (function,) = [node for node in tree.body if getattr(node, "name", "") == "verdict"]
+    names = {"losses": curves[0], "test_losses": curves[1], "epochs": len(curves[0])}
+    exec(compile(ast.Module([function], []), "verdict", "exec"), names)
+    assert words in names["verdict"]()
+
+
+def test_nothing_learned_is_lost(tmp_path):
+    """Un entraînement qui échoue plus loin que sa première epoch ne touche à aucun modèle gardé."""
+    folder = kit.copy_kit(tmp_path / "kit", exemple=False)
+    put_images(folder, 40)
+    for beta in (1, 2):
+        kit.edit_zone(folder / "train_VAE.py", epochs=1, beta=beta)
+        assert kit.run(folder / "train_VAE.py").returncode == 0
+    models = [folder / "model_VAE_64.pt", folder / "model_VAE_64_precedent.pt"]
+    before = [model.read_bytes() for model in models]
+    kit.edit_zone(folder / "train_VAE.py", epochs=20, learning_rate=0.1)
+    out = kit.run(folder / "train_VAE.py").stdout
+    assert "Epoch 1/" in out and "a divergé" in out, out
+    assert [model.read_bytes() for model in models] == before
+
+
 def test_loss_not_a_number(tmp_path):
     """learning_rate = 100 : une phrase qui le nomme, et le modèle d'avant reste."""
     folder = kit.copy_kit(tmp_path / "kit", exemple=False)
@@ -224,8 +257,7 @@ def test_training_killed(trained):
         time.sleep(pause)
         process.kill()
         process.wait()
-        assert load_model(folder / "model_VAE_64.pt") and load_model(
-            folder / "model_VAE_64_precedent.pt")
+        assert load_model(folder / "model_VAE_64.pt")
 
 
 def test_two_trainings_at_once(folder):
@@ -237,7 +269,7 @@ def test_two_trainings_at_once(folder):
     load_model(folder / "model_VAE_64.pt")
     Image.open(folder / "train_VAE.png").load()
     assert len((folder / "latents.csv").read_text(encoding="utf-8").splitlines()) == 41
-    assert not list(folder.glob(".*tmp*")) + list(folder.glob(".model*")) + list(folder.glob(".train*"))
+    assert not list(folder.glob(".*"))
 
 
 @pytest.fixture
