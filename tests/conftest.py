@@ -1,5 +1,6 @@
 """Les outils communs à tous les tests (pytest)."""
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import pytest
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 import kit  # noqa: E402
+
+# Lancé en arrière-plan (« pytest & »), un script hérite d'un Ctrl-C ignoré : rétabli pour les tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

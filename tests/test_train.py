@@ -194,7 +194,7 @@ def test_verdict(words, curves):
 
 
 def test_nothing_learned_is_lost(tmp_path):
-    """Un entraînement qui échoue plus loin que sa première epoch ne touche à aucun modèle gardé."""
+    """Un entraînement arrêté net avant sa première sauvegarde ne touche à aucun modèle gardé."""
     folder = kit.copy_kit(tmp_path / "kit", exemple=False)
     put_images(folder, 40)
     for beta in (1, 2):
@@ -202,9 +202,10 @@ def test_nothing_learned_is_lost(tmp_path):
         assert kit.run(folder / "train_VAE.py").returncode == 0
     models = [folder / "model_VAE_64.pt", folder / "model_VAE_64_precedent.pt"]
     before = [model.read_bytes() for model in models]
-    kit.edit_zone(folder / "train_VAE.py", epochs=20, learning_rate=0.1)
-    out = kit.run(folder / "train_VAE.py").stdout
-    assert "Epoch 1/" in out and "a divergé" in out, out
+    process = start(folder, epochs=500)
+    read_until(process, "Epoch 2/")
+    process.kill()
+    process.wait()
     assert [model.read_bytes() for model in models] == before
 
 
