@@ -233,14 +233,12 @@ def verdict():
 
 def save_vae():
     """Enregistre le modèle ; la première fois, garde d'abord celui d'avant sous un autre nom."""
-    global saved_epoch
     if not saved_epoch and model_path.exists():
         previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
         with write_safely(previous_path) as file:
             file.write(model_path.read_bytes())
         print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
     save_model(vae, model_path)
-    saved_epoch = len(losses)
 
 
 # %% Les images : celles de l'étudiant, ou le jeu de départ s'il n'y en a pas encore
@@ -324,13 +322,14 @@ with clear_messages():
                   f"test loss {test_losses[-1]:.2f}   reste {left}", flush=True)
             if time.monotonic() > saved_time + 10 or epoch == epochs:
                 save_vae()
-                saved_time = time.monotonic()
+                saved_epoch, saved_time = epoch, time.monotonic()
             with contextlib.suppress(OSError):   # ouverte ailleurs ? elle sera refaite
                 with write_safely(folder / "train_VAE.png") as file:
                     draw_report().save(file, "PNG", compress_level=1)
     except KeyboardInterrupt:
         if losses:
             save_vae()
+            saved_epoch = len(losses)
         raise
 
 # %% Le bilan
