@@ -180,9 +180,9 @@ def test_the_window_shows_what_is_saved(record, folder, tmp_path):
     assert np.abs(saved[10, 55] - np.array([0, 0, 255])).max() <= 2         # bleu : à droite
     assert np.abs(saved[10, 10] - np.array([255, 0, 0])).max() <= 2         # rouge : à gauche
     assert window[8, 8].tolist() == list(GREY) and window[-4, 300].tolist() == list(GREY)
-    before, after = window[528:], recorder.picture()[528:]
+    before = window[528:]
     assert (before == 255).all(axis=-1).sum() > 500             # du texte blanc sous l'image
-    assert not np.array_equal(before, after)                    # le compte a changé
+    wait_until(lambda: not np.array_equal(before, recorder.picture()[528:]))    # le compte change
     recorder.quit()
 
 
