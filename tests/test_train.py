@@ -252,13 +252,15 @@ def test_killed(tmp_path):
 def test_training_killed(trained):
     """Le script lui-même, tué net pendant l'apprentissage : le modèle d'avant reste entier."""
     folder, _ = trained
+    save_model(VAE(4, 64), folder / "model_VAE_64_precedent.pt")
     for pause in (0, 0.3, 1):
         process = start(folder, epochs=500, latent_size=4)
         read_until(process, "Epoch 1/")
         time.sleep(pause)
         process.kill()
         process.wait()
-        assert load_model(folder / "model_VAE_64.pt")
+        assert load_model(folder / "model_VAE_64.pt") and load_model(
+            folder / "model_VAE_64_precedent.pt")
 
 
 def test_two_trainings_at_once(folder):
