@@ -198,21 +198,22 @@ def tensor_to_image(x):
 
 # %% Enregistrer et relire
 @contextlib.contextmanager
-def write_safely(path):
+def write_safely(path, pauses=(0.1, 0.5, 2)):
     """Ouvre un fichier à écrire qui ne prend le nom `path` qu'une fois complet : un arrêt ou un
-    disque plein laisse l'ancien intact. Lève OSError si l'écriture échoue."""
+    disque plein laisse l'ancien intact. Si un autre programme tient l'ancien (Windows), réessaie
+    après chaque pause, en secondes. Lève OSError si l'écriture échoue."""
     aside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
         with open(aside, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        for pause in (0.1, 0.5, 2, 0):        # Windows : un antivirus le tient parfois un instant
+        for pause in (*pauses, None):
             try:
                 os.replace(aside, path)
                 break
             except PermissionError:
-                if not pause:
+                if pause is None:
                     raise
                 time.sleep(pause)
     finally:

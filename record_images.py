@@ -92,14 +92,14 @@ def read_camera(capture, film, arrived, stopping):
     capture.release()
 
 
-def save_image(image, number):
-    """Écrit l'image en PNG sous le premier numéro libre à partir de `number` ; rend ce numéro.
+def save_image(image, first):
+    """Écrit l'image en PNG sous le premier numéro libre à partir de `first` ; rend ce numéro.
 
     Le fichier est écrit sous un nom caché, qui réserve le numéro, puis renommé : l'image apparaît
     entière ou pas du tout, et deux enregistrements à la fois ne s'écrasent pas."""
     png = io.BytesIO()
     Image.fromarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).save(png, "PNG", compress_level=1)
-    for number in count(number):
+    for number in count(first):
         path = images_path / f"image_{number:05d}.png"
         hidden = images_path / f".image_{number:05d}.part"
         try:
@@ -175,8 +175,11 @@ try:
         cv2.moveWindow(TITLE, 60, 30)
         cv2.setWindowProperty(TITLE, cv2.WND_PROP_TOPMOST, 1)
         print("Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir.")
-    else:
+    elif type(camera) is int:
         problem = f"La caméra ne s'ouvre pas. {CHECKS}"
+    else:
+        problem = (f"camera = {camera!r} : ce film ne s'ouvre pas. Est-il à côté de "
+                   "record_images.py, son nom est-il bien écrit ?")
     now = alive = bright = time.monotonic()     # maintenant, dernière image, dernière non noire
     silence = 1                                 # secondes depuis le dernier « s »
     while not problem:

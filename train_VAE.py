@@ -220,11 +220,11 @@ def draw_report(columns=9, cell=64):
 
 def verdict():
     """Comment l'apprentissage s'est passé, d'après les deux courbes : une phrase."""
-    first, half, last = (test_losses[k] for k in (0, (epochs - 1) // 2, -1))
+    first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
                 "Il faudrait plus d'images, ou moins d'epochs.")
-    if epochs > 1 and last >= first:
+    if len(test_losses) > 1 and last >= first:
         return "la test loss n'est pas descendue : changez epochs ou learning_rate."
     if half - last >= 0.07 * (first - last):
         return "la test loss descendait encore : plus d'epochs feraient mieux."
@@ -320,17 +320,18 @@ with clear_messages():
             left = timedelta(seconds=round((time.monotonic() - start) / epoch * (epochs - epoch)))
             print(f"Epoch {epoch}/{epochs}   loss {losses[-1]:.2f}   "
                   f"test loss {test_losses[-1]:.2f}   reste {left}", flush=True)
-            if time.monotonic() > saved_time + 10 or epoch == epochs:
+            if time.monotonic() > saved_time + 10:
                 save_vae()
                 saved_epoch, saved_time = epoch, time.monotonic()
             with contextlib.suppress(OSError):   # ouverte ailleurs ? elle sera refaite
-                with write_safely(folder / "train_VAE.png") as file:
+                with write_safely(folder / "train_VAE.png", pauses=[0.1]) as file:
                     draw_report().save(file, "PNG", compress_level=1)
-    except KeyboardInterrupt:
-        if losses:
-            save_vae()
-            saved_epoch = len(losses)
-        raise
+    except KeyboardInterrupt:                    # un arrêt n'empêche pas le bilan
+        if not test_losses:
+            raise
+        print("\nArrêt demandé.")
+    save_vae()
+    saved_epoch = len(test_losses)
 
 # %% Le bilan
 with clear_messages():

@@ -1,4 +1,5 @@
 """Le fichier du modèle : relu à l'identique, ou refusé par une phrase ; toujours entier."""
+import contextlib
 import io
 import os
 import pickle
@@ -215,6 +216,27 @@ def test_interrupted(tmp_path, content, error):
             raise error
     assert (tmp_path / "a.pt").read_bytes() == content
     assert os.listdir(tmp_path) == ["a.pt"]
+
+
+@pytest.mark.parametrize("times", [0, 1, 3, 4])
+def test_held_by_another_program(tmp_path, monkeypatch, times):
+    """Un programme tient l'ancien fichier (Windows) : on réessaie, de plus en plus tard, puis
+    PermissionError ; l'ancien est intact, pas de reste."""
+    path, replace, slept = tmp_path / "a.pt", os.replace, []
+
+    def held(*names):
+        if len(slept) < times:
+            raise PermissionError
+        replace(*names)
+
+    path.write_bytes(b"avant")
+    monkeypatch.setattr(os, "replace", held)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(PermissionError) if times > 3 else contextlib.nullcontext():
+        with write_safely(path) as file:
+            file.write(b"nouveau")
+    assert slept == [0.1, 0.5, 2][:times] and os.listdir(tmp_path) == ["a.pt"]
+    assert path.read_bytes() == (b"avant" if times > 3 else b"nouveau")
 
 
 def test_two_at_once(tmp_path):

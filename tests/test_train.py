@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import kit
-from model_VAE_64 import VAE, load_model, save_model
+from model_VAE_64 import VAE, image_to_tensor, load_model, read_image, save_model
 
 LINE = re.compile(r"Epoch (\d+)/(\d+) .*?\bloss +([\d.]+) .*?test loss +([\d.]+)")
 
@@ -153,16 +153,24 @@ def read_until(process, text):
 
 @pytest.mark.parametrize("moment, after", [("Chargement", 1), ("Calcul sur", 0), ("Epoch 2/", 0.1)])
 def test_ctrl_c(folder, moment, after):
-    """Ctrl-C au chargement, pendant la première epoch ou plus tard : une phrase, et le modèle."""
+    """Ctrl-C au chargement, pendant la première epoch ou plus tard : une phrase ; dès qu'une epoch
+    est finie, le modèle, ses latents et le bilan aussi."""
     process = start(folder, epochs=500)
     read_until(process, moment)
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     out = process.communicate(timeout=60)[0]
-    assert process.returncode == 1 and "Traceback" not in out and "Arrêt demandé" in out, out
-    if moment.startswith("Epoch"):
+    learned = moment.startswith("Epoch")
+    assert process.returncode == (0 if learned else 1), out
+    assert "Traceback" not in out and "Arrêt demandé" in out, out
+    assert ("Bilan" in out) == learned == (folder / "latents.csv").exists()
+    if learned:
         assert "est enregistré dans « model_VAE_64.pt »" in out
-        assert load_model(folder / "model_VAE_64.pt").latent_size == 4
+        vae = load_model(folder / "model_VAE_64.pt")
+        rows = list(csv.reader((folder / "latents.csv").read_text("utf-8").splitlines()))[1:]
+        assert len(rows) == 600
+        x = image_to_tensor(read_image(folder / rows[7][0], 64))
+        assert np.allclose(vae.encode(x[None])[0][0].detach(), [*map(float, rows[7][1:])], atol=2e-4)
 
 
 def test_previous_model_is_kept(trained):
@@ -188,7 +196,7 @@ def test_verdict(words, curves):
     """La phrase du bilan, pour des courbes de toutes les formes."""
     tree = ast.parse((kit.ROOT / "train_VAE.py").read_text(encoding="utf-8"))
     (function,) = [node for node in tree.body if getattr(node, "name", "") == "verdict"]
-    names = {"losses": curves[0], "test_losses": curves[1], "epochs": len(curves[0])}
+    names = {"losses": curves[0], "test_losses": curves[1]}
     exec(compile(ast.Module([function], []), "verdict", "exec"), names)
     assert words in names["verdict"]()
 
