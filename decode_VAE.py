@@ -98,9 +98,10 @@ class Webcam(threading.Thread):
                 break
             if success:
                 self.image = self.as_seen(frame)
-            if self.film or not success:
-                self.leaving.wait(max(0, start + number / fps - time.monotonic())
-                                  if self.film else 0.05)
+            if self.film:
+                self.leaving.wait(start + number / fps - time.monotonic())
+            elif not success:
+                self.leaving.wait(0.05)
         self.capture.release()
 
     def as_seen(self, frame):
@@ -133,7 +134,7 @@ def real_images():
 class Slider(ttk.Frame):
     """Un nombre de z : son nom, sa valeur, le slider qui le règle et ses petites images.
 
-    Le nombre peut sortir de [-3, 3] (image réelle) : le slider reste alors à son bout."""
+    Le nombre peut sortir de [-3, 3] (image réelle) : le curseur reste alors en butée."""
 
     def __init__(self, parent, name, side, changed):
         super().__init__(parent, padding=(side // 8 + 5, 0, 8, side // 6))
@@ -200,7 +201,8 @@ class Window(tk.Tk):
         width = min(1340 * self.unit, self.winfo_screenwidth())
         height = min(680 * self.unit, self.winfo_screenheight() - 100 * self.unit)
         self.geometry(f"{int(width)}x{int(height)}")
-        self.original, self.caption, self.real_images = None, "", real_images()
+        self.original, self.caption, self.drawn = None, "", "image générée"
+        self.real_images = real_images()
         self.webcam, self.drawing = None, False
         self.webcam_on, self.bare_pixels = tk.BooleanVar(self), tk.BooleanVar(self)
         self.strips_job = self.after(CALM, self.draw_strips)
@@ -250,7 +252,7 @@ class Window(tk.Tk):
         bar.pack(side="right", fill="y")
         pane.pack(side="right", fill="y", pady=6)
         frame = ttk.Frame(pane)
-        self.sliders = [Slider(frame, f"z{index + 1}", side, self.changed)
+        self.sliders = [Slider(frame, f"z{index + 1}", side, self.moved)
                         for index in range(latent_size)]
         for index, slider in enumerate(self.sliders):
             slider.grid(row=index // columns, column=index % columns)
@@ -289,14 +291,19 @@ class Window(tk.Tk):
             self.drawing = True
             self.after_idle(self.draw)
 
+    def moved(self, *_):
+        """Un slider a bougé : l'image n'est plus la reconstruction de l'original."""
+        self.drawn = "image générée"
+        self.changed()
+
     @torch.inference_mode()
     def draw(self):
         self.drawing = False
         z = [slider.number.get() for slider in self.sliders]
         picture = tensor_to_image(vae.decode(torch.tensor([z]))[0])
-        shown = [("image générée", picture)]
+        shown = [(self.drawn, picture)]
         if self.original:
-            shown = [(self.caption, self.original), ("reconstruction", picture)]
+            shown.insert(0, (self.caption, self.original))
         side = min(self.views.winfo_width() // len(shown) - 12, self.views.winfo_height() - 40)
         for index, (text, image) in enumerate(shown):
             place = self.places[index]
@@ -306,7 +313,7 @@ class Window(tk.Tk):
         for place in self.places[len(shown):]:
             place.place_forget()
         for slider, number in zip(self.sliders, z):
-            slider.value["text"] = f"{round(number, 2) + 0.0:+.2f}"
+            slider.value["text"] = f"{round(number, 2) + 0.0:+.2f}"    # + 0.0 : pas de « -0.00 »
         self.after_cancel(self.strips_job)
         self.strips_job = self.after(CALM, self.draw_strips)
 
@@ -323,6 +330,7 @@ class Window(tk.Tk):
     # Les boutons
     def put_all(self, z, original=None, caption=""):
         self.original, self.caption = original, caption
+        self.drawn = "reconstruction" if original else "image générée"
         for slider, number in zip(self.sliders, z):
             slider.number.set(number)
         self.changed()
@@ -350,7 +358,7 @@ class Window(tk.Tk):
             self.say(f"Aucune image lisible dans « {folder / images_folder} ».")
 
     def save_picture(self):
-        """Enregistre l'image telle qu'on la voit, sous le premier nom libre."""
+        """Enregistre l'image dessinée, telle qu'on la voit : decode_VAE_001.png, puis 002..."""
         for number in count(1):
             path = folder / f"decode_VAE_{number:03d}.png"
             try:
@@ -416,7 +424,7 @@ class Window(tk.Tk):
 
 # %% Le modèle
 # Toujours sur le processeur, et sur un seul cœur : dessiner une image y prend une milliseconde,
-# moins que de réveiller d'autres cœurs, ou que l'aller-retour jusqu'à une carte graphique.
+# moins qu'il n'en faut pour réveiller d'autres cœurs, ou pour aller jusqu'à une carte graphique.
 try:
     vae = load_model(folder / model_file)
 except (FileNotFoundError, ValueError) as error:

@@ -91,8 +91,8 @@ class VAE(nn.Module):
     @torch.no_grad()
     def start_from(self, images):
         """Prépare le réseau aux images d'entraînement (octets, N×S×S×3) : sans avoir rien appris,
-        le décodeur dessine déjà à peu près leur moyenne, et l'encodeur voit ce qui s'en écarte. Un
-        petit jeu d'images ne dépense pas ses quelques pas à apprendre ce qu'elles ont en commun.
+        le décodeur dessine déjà à peu près leur moyenne, et l'encodeur voit ce qui s'en écarte.
+        Avec peu d'images, l'entraînement ne passe pas ses quelques pas à apprendre leur moyenne.
         """
         mean = images.mean(axis=0) / 255
         self.mean.copy_(torch.logit(torch.from_numpy(mean).permute(2, 0, 1), eps=0.02))
@@ -101,7 +101,7 @@ class VAE(nn.Module):
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
-        mean = torch.sigmoid(self.mean.detach())   # detach : un repère, que decode seul apprend
+        mean = torch.sigmoid(self.mean.detach())   # detach : un repère ; seul decode l'apprend
         mu, logvar = self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
         return mu, logvar
 

@@ -3,7 +3,7 @@
 À chaque epoch, le modèle voit une fois toutes les images d'entraînement ; la « test loss » est
 mesurée sur des images mises de côté, qu'il ne voit jamais. Le script laisse à côté de lui
 - model_VAE_64.pt : le modèle, que decode_VAE.py ouvre ;
-- train_VAE.png : les courbes, des reconstructions et l'effet de chaque slider, à chaque epoch ;
+- train_VAE.png, refait à chaque epoch : les courbes, des reconstructions, l'effet des sliders ;
 - latents.csv : pour chaque image, son chemin et les latent_size nombres qui la résument.
 """
 import contextlib
@@ -95,7 +95,7 @@ def clear_messages():
         stop(f"\nArrêt demandé. {what_is_saved()}")
     except OSError:
         stop(f"\nImpossible d'écrire dans « {folder} ». Le disque est-il plein, le dossier "
-             "protégé, le fichier ouvert dans un tableur ? " + what_is_saved())
+             "protégé, latents.csv ouvert dans un tableur ? " + what_is_saved())
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
@@ -220,11 +220,13 @@ def draw_report(columns=9, cell=64):
 
 def verdict():
     """Comment l'apprentissage s'est passé, d'après les deux courbes : une phrase."""
+    if len(test_losses) == 1:
+        return "une seule epoch, c'est trop peu pour juger : il en faudrait plus."
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
                 "Il faudrait plus d'images, ou moins d'epochs.")
-    if len(test_losses) > 1 and last >= first:
+    if last >= first:
         return "la test loss n'est pas descendue : changez epochs ou learning_rate."
     if half - last >= 0.07 * (first - last):
         return "la test loss descendait encore : plus d'epochs feraient mieux."
@@ -233,12 +235,21 @@ def verdict():
 
 def save_vae():
     """Enregistre le modèle ; la première fois, garde d'abord celui d'avant sous un autre nom."""
-    if not saved_epoch and model_path.exists():
+    if previous_model and not saved_epoch:
         previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
         with write_safely(previous_path) as file:
-            file.write(model_path.read_bytes())
+            file.write(previous_model)
         print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
     save_model(vae, model_path)
+
+
+def save_report():
+    """Enregistre l'image du bilan, et la rend. Si un autre programme la tient, tant pis."""
+    picture = draw_report()
+    with contextlib.suppress(OSError):
+        with write_safely(folder / "train_VAE.png", pauses=[0.1]) as file:
+            picture.save(file, "PNG", compress_level=1)
+    return picture
 
 
 # %% Les images : celles de l'étudiant, ou le jeu de départ s'il n'y en a pas encore
@@ -286,6 +297,7 @@ def value_of(loss):
 
 with clear_messages():
     model_path = folder / model_file
+    previous_model = model_path.read_bytes() if model_path.exists() else None
     torch.manual_seed(seed)
     device = choose_device()
     vae = VAE(latent_size, images_size)
@@ -323,33 +335,32 @@ with clear_messages():
             if time.monotonic() > saved_time + 10:
                 save_vae()
                 saved_epoch, saved_time = epoch, time.monotonic()
-            with contextlib.suppress(OSError):   # ouverte ailleurs ? elle sera refaite
-                with write_safely(folder / "train_VAE.png", pauses=[0.1]) as file:
-                    draw_report().save(file, "PNG", compress_level=1)
+            save_report()
     except KeyboardInterrupt:                    # un arrêt n'empêche pas le bilan
         if not test_losses:
             raise
-        print("\nArrêt demandé.")
+        print(f"\nArrêt demandé pendant l'epoch {epoch}.")
     save_vae()
-    saved_epoch = len(test_losses)
+    saved_epoch = epoch
 
 # %% Le bilan
 with clear_messages():
+    print(f"Bilan : {verdict()}")
+    report = save_report()
+    if in_spyder:
+        from IPython.display import display
+        display(report)
     with torch.no_grad():
         latents = np.concatenate([vae.encode(to_batch(part))[0].cpu().numpy()
                                   for part in in_parts(images)])
     # Le réseau lui-même : l'explorateur de variables de Spyder cache vae, mais montre ses poids.
     weights = {name: tensor.cpu().numpy() for name, tensor in vae.state_dict().items()}
     table = io.StringIO(newline="")
-    csv.writer(table).writerows(
-        [["image"] + [f"z{k + 1}" for k in range(latent_size)]]
-        + [[path.relative_to(folder) if path.is_relative_to(folder) else path,
-            *map("{:.4f}".format, row)] for path, row in sorted(zip(paths, latents.tolist()))])
+    writer = csv.writer(table)
+    writer.writerow(["image"] + [f"z{k + 1}" for k in range(latent_size)])
+    for path, mu in sorted(zip(paths, latents.tolist())):
+        name = path.relative_to(folder) if path.is_relative_to(folder) else path
+        writer.writerow([name] + [f"{number:.4f}" for number in mu])
     with write_safely(folder / "latents.csv") as file:
         file.write(table.getvalue().encode("utf-8", "replace"))
-
-    print(f"Bilan : {verdict()}\n{what_is_saved()} À voir : train_VAE.png et latents.csv. "
-          "La suite : decode_VAE.py.")
-    if in_spyder:
-        from IPython.display import display
-        display(draw_report())
+    print(f"{what_is_saved()} À voir : train_VAE.png et latents.csv. La suite : decode_VAE.py.")

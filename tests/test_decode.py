@@ -308,6 +308,9 @@ def test_real_images(fenetre):
         assert label["x"] + label["w"] <= fenetre.picture_label()["x"] + 1
     assert biggest > 3, "le test veut un nombre hors du slider"
     assert seen[0] != seen[1]
+    fenetre.key("Right")                                    # ce n'est plus une reconstruction
+    wait_until(lambda: fenetre.seen("TLabel", "image générée"))
+    assert fenetre.seen("TLabel", "original : ") and not fenetre.seen("TLabel", "reconstruction")
     fenetre.key("z")
     wait_until(lambda: fenetre.seen("TLabel", "image générée"))
     assert not fenetre.seen("TLabel", "original")

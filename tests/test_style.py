@@ -236,7 +236,8 @@ def test_gitignore(tmp_path):
     git = ["git", "-C", str(tmp_path)]
     subprocess.run([*git, "init", "-q"], check=True)
     private = ["visages/image_00001.png", "images/image_00001.png", "images/exemple/moi.png",
-               "essai.pt", "train_VAE.png", "latents.csv", "mes images/sous/dossier/a.jpg"]
+               "essai.pt", "train_VAE.png", "latents.csv", "mes images/sous/dossier/a.jpg",
+               "moi.mp4"]
     public = ["images/exemple/visage_000.png", "tests/kit.py", "tests/captures/train.png",
               ".ci/run", "train_VAE.py", "README.md", "environment.yml"]
     ignored = subprocess.run([*git, "check-ignore", *private, *public], text=True,

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import kit
-from model_VAE_64 import VAE, image_to_tensor, load_model, read_image, save_model
+from model_VAE_64 import VAE, image_to_tensor, load_model, read_image, save_model, write_safely
 
 LINE = re.compile(r"Epoch (\d+)/(\d+) .*?\bloss +([\d.]+) .*?test loss +([\d.]+)")
 
@@ -165,7 +165,9 @@ def test_ctrl_c(folder, moment, after):
     assert "Traceback" not in out and "Arrêt demandé" in out, out
     assert ("Bilan" in out) == learned == (folder / "latents.csv").exists()
     if learned:
-        assert "est enregistré dans « model_VAE_64.pt »" in out
+        epoch, = re.findall(r"Arrêt demandé pendant l'epoch (\d+)", out)
+        assert f"Le modèle de l'epoch {epoch} est enregistré dans « model_VAE_64.pt »" in out
+        Image.open(folder / "train_VAE.png").load()
         vae = load_model(folder / "model_VAE_64.pt")
         rows = list(csv.reader((folder / "latents.csv").read_text("utf-8").splitlines()))[1:]
         assert len(rows) == 600
@@ -184,9 +186,18 @@ def test_previous_model_is_kept(trained):
     assert load_model(folder / "model_VAE_64.pt").latent_size == 2
 
 
+def function_of_script(name, **names):
+    """Une fonction de train_VAE.py, sans lancer le script ; `names` : les variables qu'elle lit."""
+    tree = ast.parse((kit.ROOT / "train_VAE.py").read_text(encoding="utf-8"))
+    (function,) = [node for node in tree.body if getattr(node, "name", "") == name]
+    exec(compile(ast.Module([function], []), name, "exec"), names)
+    return names[name]
+
+
 VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [31, 29, 32])],
             "n'est pas descendue": [([20, 21, 22], [20, 21, 22]), ([5, 5, 5], [5, 5, 5])],
-            "descendait encore": [([30, 20, 10], [30, 20, 10]), ([30], [30])],
+            "descendait encore": [([30, 20, 10], [30, 20, 10]), ([30, 20], [30, 25])],
+            "une seule epoch": [([30], [30]), ([30], [50])],
             "tout va bien": [([30, 10, 10], [30, 11, 10.9])]}
 
 
@@ -194,11 +205,33 @@ VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [
                                            for curves in several])
 def test_verdict(words, curves):
     """La phrase du bilan, pour des courbes de toutes les formes."""
-    tree = ast.parse((kit.ROOT / "train_VAE.py").read_text(encoding="utf-8"))
-    (function,) = [node for node in tree.body if getattr(node, "name", "") == "verdict"]
-    names = {"losses": curves[0], "test_losses": curves[1]}
-    exec(compile(ast.Module([function], []), "verdict", "exec"), names)
-    assert words in names["verdict"]()
+    verdict = function_of_script("verdict", losses=curves[0], test_losses=curves[1])
+    assert words in verdict()
+
+
+def test_save_vae_twice(tmp_path):
+    """Un Ctrl-C pendant la première sauvegarde la fait refaire : le modèle d'avant reste gardé."""
+    path = tmp_path / "model_VAE_64.pt"
+    save_model(VAE(1, 16), path)
+    before = path.read_bytes()
+    save_vae = function_of_script("save_vae", previous_model=before, saved_epoch=0, model_path=path,
+                                  vae=VAE(2, 16), save_model=save_model, write_safely=write_safely)
+    for _ in range(2):
+        save_vae()
+        assert (tmp_path / "model_VAE_64_precedent.pt").read_bytes() == before
+        assert load_model(path).latent_size == 2
+
+
+def test_table_held(folder):
+    """latents.csv ne peut pas s'écrire (ouvert dans un tableur) : le bilan et le modèle sont là."""
+    put_images(folder, 30)
+    (folder / "latents.csv").mkdir()
+    kit.edit_zone(folder / "train_VAE.py", epochs=2)
+    result = kit.run(folder / "train_VAE.py")
+    assert result.returncode == 1 and "Traceback" not in result.stdout, result.stdout
+    assert "Bilan : " in result.stdout and "latents.csv ouvert dans un tableur ?" in result.stdout
+    assert "Le modèle de l'epoch 2 est enregistré" in result.stdout
+    assert load_model(folder / "model_VAE_64.pt").latent_size == 4
 
 
 def test_nothing_learned_is_lost(tmp_path):
