@@ -44,7 +44,7 @@ if not (type(camera) is int and 0 <= camera <= 99 or type(camera) is str and cam
          "d'un film, entre guillemets.")
 if not os.path.exists(folder / model_file):
     stop(f"Paramètre model_file = {model_file!r} : ce modèle n'existe pas encore. Lancez d'abord "
-         "train_VAE.py, qui l'enregistre.")
+         "train_VAE.py, qui l'enregistre sous un nom qui finit par .pt.")
 
 # %% Les bibliothèques
 try:
@@ -207,8 +207,9 @@ class Window(tk.Tk):
         self.webcam_on, self.bare_pixels = tk.BooleanVar(self), tk.BooleanVar(self)
         self.strips_job = self.after(CALM, self.draw_strips)
         self.set_colors()
-        self.status = ttk.Label(self, padding=(16, 0, 16, 8), foreground=FAINT,
-                                wraplength=760 * self.unit)
+        self.status = ttk.Label(self, padding=(16, 0, 16, 8), foreground=FAINT)
+        self.status.bind("<Configure>", lambda event: self.status.configure(
+            wraplength=event.width - 32))
         self.add_sliders()
         self.status.pack(side="bottom", fill="x")
         self.add_buttons()
@@ -234,7 +235,8 @@ class Window(tk.Tk):
         style.configure("TScale", troughcolor=GROOVE, background=FAINT, gripcount=0,
                         sliderlength=knob, arrowsize=knob)
         style.map("TScale", background=[("focus", BLUE)])
-        style.configure("TButton", background="white", padding=6 * self.unit)
+        style.configure("TButton", background="white", width=0,
+                        padding=(2 * self.unit, 6 * self.unit))
         style.map("TButton", background=[("selected", BLUE), ("active", GROOVE)],
                   foreground=[("selected", "white")])
         style.configure("TScrollbar", background=GROOVE, troughcolor=PAPER, bordercolor=PAPER,
@@ -279,7 +281,7 @@ class Window(tk.Tk):
                       else ttk.Button(bar))
             button.configure(text=f"{text} ({key})", command=command, takefocus=False)
             button.grid(row=0, column=column, sticky="ew", padx=2)
-            bar.columnconfigure(column, weight=1, uniform="buttons")
+            bar.columnconfigure(column, weight=1)
             buttons[key] = button
         buttons["0"] = buttons["z"]
         self.bind("<Key>", lambda event: event.char.lower() in buttons

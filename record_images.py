@@ -179,7 +179,8 @@ try:
         problem = f"La caméra ne s'ouvre pas. {CHECKS}"
     else:
         problem = (f"camera = {camera!r} : ce film ne s'ouvre pas. Est-il à côté de "
-                   "record_images.py, son nom est-il bien écrit ?")
+                   "record_images.py, son nom est-il bien écrit ? (Le numéro d'une webcam s'écrit "
+                   "sans guillemets.)")
     now = alive = bright = time.monotonic()     # maintenant, dernière image, dernière non noire
     silence = 1                                 # secondes depuis le dernier « s »
     while not problem:

@@ -12,6 +12,7 @@ import io
 import math
 import os
 import random
+import signal
 import sys
 import time
 from datetime import timedelta
@@ -57,7 +58,7 @@ if (type(images_folder) is not str or not images_folder.strip()
     stop(f"Paramètre images_folder = {images_folder!r} : ce dossier n'existe pas. Créez-le et "
          "mettez-y des images, ou enregistrez-en avec record_images.py.")
 if (type(model_file) is not str or not model_file.endswith(".pt") or "\0" in model_file
-        or not os.path.isdir((folder / model_file).parent)):
+        or os.path.isdir(folder / model_file) or not os.path.isdir((folder / model_file).parent)):
     stop(f"Paramètre model_file = {model_file!r} : il faut un nom de fichier entre guillemets "
          "qui finit par .pt, dans un dossier qui existe.")
 
@@ -100,6 +101,16 @@ def clear_messages():
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         stop(f"\nPas assez de mémoire : baissez batch_size ou images_size. {what_is_saved()}")
+
+
+@contextlib.contextmanager
+def uninterrupted():
+    """Un Ctrl-C qui arrive pendant une sauvegarde est ignoré : elle ne reste pas à moitié faite."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 class Progress:
@@ -226,8 +237,8 @@ def verdict():
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
                 "Il faudrait plus d'images, ou moins d'epochs.")
-    if last >= first:
-        return "la test loss n'est pas descendue : changez epochs ou learning_rate."
+    if last > 0.99 * first:
+        return "la test loss n'est pas vraiment descendue : changez epochs ou learning_rate."
     if half - last >= 0.07 * (first - last):
         return "la test loss descendait encore : plus d'epochs feraient mieux."
     return "la loss et la test loss sont descendues ensemble, tout va bien."
@@ -235,12 +246,13 @@ def verdict():
 
 def save_vae():
     """Enregistre le modèle ; la première fois, garde d'abord celui d'avant sous un autre nom."""
-    if previous_model and not saved_epoch:
-        previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
-        with write_safely(previous_path) as file:
-            file.write(previous_model)
-        print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
-    save_model(vae, model_path)
+    with uninterrupted():
+        if previous_model and not saved_epoch:
+            previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
+            with write_safely(previous_path) as file:
+                file.write(previous_model)
+            print(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
+        save_model(vae, model_path)
 
 
 def save_report():
