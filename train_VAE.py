@@ -207,11 +207,15 @@ def draw_curves(size):
 
 
 @torch.no_grad()
+def kl_of_sliders():
+    """La divergence KL moyenne de chaque slider sur des images de test, en nats : latent_size."""
+    return kl_divergence(*vae.encode(to_batch(in_parts(test_images)[0]))).mean(dim=0)
+
+
+@torch.no_grad()
 def draw_report(columns=9, cell=64):
     """Les courbes, des images de test au-dessus de leur reconstruction, l'effet des sliders."""
-    x = to_batch(test_images[:columns])
-    mu, logvar = vae.encode(to_batch(in_parts(test_images)[0]))
-    kl = kl_divergence(mu, logvar).mean(dim=0)
+    x, kl = to_batch(test_images[:columns]), kl_of_sliders()
     rows = [("images de test", x), ("reconstructions", vae.decode(vae.encode(x)[0]))]
     for k in range(min(latent_size, 32)):
         z = torch.zeros(columns, latent_size, device=device)
@@ -233,6 +237,9 @@ def verdict():
     """Comment l'apprentissage s'est passé, d'après les deux courbes : une phrase."""
     if len(test_losses) == 1:
         return "une seule epoch, c'est trop peu pour juger : il en faudrait plus."
+    if kl_of_sliders().max() < 0.1:
+        return ("aucun slider ne sert : changez beta, epochs ou learning_rate, ou prenez des images "
+                "moins semblables.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import kit
@@ -219,6 +220,8 @@ VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [
                                              ([20, 21, 22], [20, 21, 22])],
             "descendait encore": [([30, 20, 10], [30, 20, 10]), ([30, 20], [30, 25])],
             "une seule epoch": [([30], [30]), ([30], [50])],
+            "aucun slider ne sert": [([30, 10, 10], [30, 11, 10.9], [0.01, 0.09]),
+                                      ([5, 0.1, 0.001], [5, 0.1, 0.01], [0, 0])],
             "tout va bien": [([30, 10, 10], [30, 11, 10.9])]}
 
 
@@ -226,7 +229,9 @@ VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [
                                            for curves in several])
 def test_verdict(words, curves):
     """La phrase du bilan, pour des courbes de toutes les formes."""
-    verdict = function_of_script("verdict", losses=curves[0], test_losses=curves[1])
+    losses, test_losses, kl = (*curves, [0.01, 2])[:3]
+    verdict = function_of_script("verdict", losses=losses, test_losses=test_losses,
+                                 kl_of_sliders=lambda: torch.tensor(kl))
     assert words in verdict()
 
 
