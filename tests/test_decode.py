@@ -26,6 +26,7 @@ def widgets(parent):
         yield {"kind": widget.winfo_class(), "seen": widget.winfo_viewable(),
                "x": widget.winfo_rootx(), "y": widget.winfo_rooty(),
                "w": widget.winfo_width(), "h": widget.winfo_height(),
+               "asked": [widget.winfo_reqwidth(), widget.winfo_reqheight()],
                **({"text": widget.cget("text")} if "text" in widget.keys() else {}),
                **({"image": str(widget.cget("image")[0]), "side": int(widget.tk.call(
                    "image", "height", widget.cget("image")))}
@@ -474,6 +475,24 @@ def test_every_slider_fits(folder, screen, latent_size, images_size):
         fenetre.key("i")                      # deux images : chacune garde au moins 384 pixels
         wait_until(lambda: fenetre.seen("TLabel", "reconstruction"))
         assert fenetre.picture_label()["side"] >= 384
+
+
+def test_buttons_and_messages_on_a_small_screen(folder):
+    """Sur 1280×800, aucun bouton ne perd de lettre, ni la ligne du bas, même longue."""
+    screen = Screen("1280x800")
+    try:
+        with Fenetre(folder, screen, camera="absent.mp4") as fenetre:
+            fenetre.key("w")
+            wait_until(lambda: "ne s'ouvre pas" in fenetre.status())
+            fenetre.calm()
+            buttons = fenetre.seen("TButton") + fenetre.seen("TCheckbutton")
+            (message,) = fenetre.seen("TLabel", "ne s'ouvre pas")
+            assert len(buttons) == 6 and message["y"] + message["h"] <= 800
+            for widget in [*buttons, message]:
+                assert widget["asked"][0] <= widget["w"] and widget["asked"][1] <= widget["h"]
+                assert 0 <= widget["x"] and widget["x"] + widget["w"] <= 1280
+    finally:
+        screen.close()
 
 
 def test_many_sliders_scroll(folder, screen):
