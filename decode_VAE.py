@@ -67,8 +67,8 @@ except KeyboardInterrupt:
 
 STEPS = 7           # petites images sous chaque slider, de -3 à 3
 CALM = 250          # millisecondes sans changement avant de les redessiner
-ASLEEP = 0.02       # un slider qui change moins les pixels, en moyenne, est « inactif »
-#                     (mesuré : moins de 0.011 pour un nombre que le modèle ignore, sinon 0.025)
+ASLEEP = 0.15       # un slider est « inactif » s'il change moins les pixels (en moyenne, rapportée
+#                     au contraste des images ; mesuré : 0.15 au plus s'il dort, sinon 0.2 ou plus)
 PATIENCE = 5        # secondes sans image après lesquelles la webcam est tenue pour perdue
 ARROWS = {"<Left>": -0.1, "<Down>": -0.1, "<Right>": 0.1, "<Up>": 0.1}
 PAPER, INK, FAINT, GROOVE, BLUE = "#f5f6f8", "#20242c", "#79818f", "#d8dce4", "#3568d4"
@@ -172,7 +172,7 @@ class Slider(ttk.Frame):
     def show(self, pictures):
         """Montre ce que change ce nombre : les images pour STEPS valeurs de -3 à 3."""
         strip = tensor_to_image(torch.cat(list(pictures), dim=2))
-        asleep = (pictures.amax(0) - pictures.amin(0)).mean() < ASLEEP
+        asleep = (pictures.amax(0) - pictures.amin(0)).mean() < ASLEEP * vae.contrast
         self.note["text"] = "inactif" if asleep else ""
         if asleep:
             strip = Image.blend(strip, Image.new("RGB", strip.size, PAPER), 0.6)

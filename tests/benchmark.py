@@ -88,6 +88,11 @@ def webcam(count=250):
     return np.stack(images)
 
 
+def dim_webcam(count=250):
+    """Le même film dans la pénombre : le quart du contraste."""
+    return (20 + webcam(count) / 4).astype(np.uint8)
+
+
 def panning(count=300):
     """Un film panoramique : la caméra glisse et zoome sur un grand décor."""
     rng, images = np.random.default_rng(2), []
@@ -183,8 +188,8 @@ def digits(count=1797):
     return np.stack([np.asarray(image.resize((64, 64))) for image in images])
 
 
-SETS = {"visages": faces, "webcam": webcam, "panoramique": panning, "irm": mri, "pièces": parts,
-        "dessins 120": lambda count=120: icons(count, 6), "dessins": icons}
+SETS = {"visages": faces, "webcam": webcam, "pénombre": dim_webcam, "panoramique": panning,
+        "irm": mri, "pièces": parts, "dessins 120": lambda count=120: icons(count, 6), "dessins": icons}
 if importlib.util.find_spec("sklearn"):
     SETS["chiffres"] = digits
 

@@ -235,6 +235,40 @@ def test_verdict(words, curves):
     assert words in verdict()
 
 
+def test_faint_images(folder):
+    """Sur des images presque toutes pareilles aussi (3 % de l'énergie du jeu de départ), les quatre
+    sliders s'éveillent et l'erreur descend loin sous celle de l'image moyenne."""
+    files = sorted((kit.ROOT / "images" / "exemple").iterdir())[:200]
+    images = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
+    images = (110 + images * 0.17).astype(np.uint8)
+    for file, image in zip(files, images):
+        Image.fromarray(image).save(folder / "images" / file.name)
+    assert kit.run(folder / "train_VAE.py").returncode == 0
+    vae, x = load_model(folder / "model_VAE_64.pt"), torch.tensor(images).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        mu, logvar = vae.encode(x)
+        kl = ((mu.square() + logvar.exp() - 1 - logvar) / 2).mean(dim=0)
+        error = (vae.decode(mu) - x).square().sum()
+    assert kl.min() > 0.5 and error < 0.4 * (x - x.mean(dim=0)).square().sum(), (kl, error)
+
+
+def test_balance():
+    """balance adoucit la pente de la KL, pas la loss affichée : erreur au carré + beta · KL."""
+    vae, x, slopes = VAE(2, 16), torch.rand(5, 3, 16, 16), []
+    for balance in (1, 0.25):
+        vae.zero_grad()
+        mu, logvar = vae.encode(x)
+        kl = 3 * (mu.square() + logvar.exp() - 1 - logvar).sum() / 2
+        vae_loss = function_of_script(
+            "vae_loss", vae=lambda x: (x + 0.1, mu, logvar), beta=3, balance=balance,
+            kl_divergence=function_of_script("kl_divergence"))
+        loss = vae_loss(x)
+        torch.testing.assert_close(loss, (0.01 * x.numel() + kl) / 5)
+        loss.backward()
+        slopes.append(vae.encoder[-1].weight.grad)
+    torch.testing.assert_close(slopes[1], 0.25 * slopes[0])
+
+
 def test_save_vae_twice(tmp_path):
     """Un Ctrl-C pendant la première sauvegarde la fait refaire : le modèle d'avant reste gardé."""
     path = tmp_path / "model_VAE_64.pt"
