@@ -240,13 +240,15 @@ def verdict():
     if kl_of_sliders().max() < 0.5:
         return ("aucun slider ne sert : changez beta, epochs ou learning_rate, ou prenez des "
                 "images moins semblables.")
+    if balance < 0.1:
+        return ("vos images se ressemblent tant que la loss en dit peu : jugez sur les "
+                "reconstructions, dans train_VAE.png, ou variez davantage les images.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
                 "Il faudrait plus d'images, ou moins d'epochs.")
     if last > 0.99 * first:
-        return ("la test loss n'est pas vraiment descendue : changez epochs ou learning_rate, ou "
-                "prenez des images moins semblables.")
+        return "la test loss n'est pas vraiment descendue : changez epochs ou learning_rate."
     if half - last >= 0.07 * (first - last):
         return "la test loss descendait encore : plus d'epochs feraient mieux."
     return "la loss et la test loss sont descendues ensemble, tout va bien."
@@ -327,7 +329,7 @@ with clear_messages():
     # Entre des images petites, ou presque pareilles, l'écart est si faible que le redessiner
     # rapporterait moins que la KL ne coûte : les sliders dormiraient. La KL y pèse donc moins
     # (Rybkin et al. 2021, décodeur calibré), dès que l'écart au carré à la moyenne est sous 200.
-    balance = min(1, 3 * images_size ** 2 * vae.contrast.item() ** 2 / 200)
+    balance = min(1, max(0.05, 3 * images_size ** 2 * vae.contrast.item() ** 2 / 200))
     vae.to(device)
     batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
     print(f"Calcul sur : {device}, par lots de {batch} images.")

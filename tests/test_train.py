@@ -222,6 +222,7 @@ VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [
             "une seule epoch": [([30], [30]), ([30], [50])],
             "aucun slider ne sert": [([30, 10, 10], [30, 11, 10.9], [0.01, 0.09]),
                                       ([5, 0.1, 0.001], [5, 0.1, 0.01], [0, 0])],
+            "la loss en dit peu": [([6, 9, 8], [6, 9, 8], [1, 2], 0.05)],
             "tout va bien": [([30, 10, 10], [30, 11, 10.9])]}
 
 
@@ -229,9 +230,9 @@ VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [
                                            for curves in several])
 def test_verdict(words, curves):
     """La phrase du bilan, pour des courbes de toutes les formes."""
-    losses, test_losses, kl = (*curves, [0.01, 2])[:3]
+    losses, test_losses, kl, balance = curves + ((), (), [0.01, 2], 1)[len(curves):]
     verdict = function_of_script("verdict", losses=losses, test_losses=test_losses,
-                                 kl_of_sliders=lambda: torch.tensor(kl))
+                                 balance=balance, kl_of_sliders=lambda: torch.tensor(kl))
     assert words in verdict()
 
 
