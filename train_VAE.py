@@ -327,8 +327,8 @@ with clear_messages():
     vae = VAE(latent_size, images_size)
     vae.start_from(train_images)
     # Entre des images petites, ou presque pareilles, l'écart est si faible que le redessiner
-    # rapporterait moins que la KL ne coûte : les sliders dormiraient. La KL y pèse donc moins
-    # (Rybkin et al. 2021, décodeur calibré), dès que l'écart au carré à la moyenne est sous 200.
+    # rapporterait moins que la KL ne coûte : les sliders dormiraient. Sous 200 (le carré de l'écart
+    # à l'image moyenne), la KL pèse donc moins (l'idée : Rybkin et al. 2021, décodeur calibré).
     balance = min(1, max(0.05, 3 * images_size ** 2 * vae.contrast.item() ** 2 / 200))
     vae.to(device)
     batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
