@@ -241,8 +241,8 @@ def verdict():
         return ("aucun slider ne sert : changez beta, epochs ou learning_rate, ou prenez des "
                 "images moins semblables.")
     if balance < 0.1:
-        return ("vos images se ressemblent tant que la loss en dit peu : jugez sur les "
-                "reconstructions, dans train_VAE.png, ou variez davantage les images.")
+        return ("les images diffèrent si peu, ou sont si petites, que la loss en dit peu : jugez "
+                "sur les reconstructions, dans train_VAE.png, ou variez davantage les images.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
