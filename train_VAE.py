@@ -241,8 +241,8 @@ def verdict():
         return ("aucun slider ne sert : changez beta, epochs ou learning_rate, ou prenez des "
                 "images moins semblables.")
     if balance < 0.1:
-        return ("les images diffèrent si peu, ou sont si petites, que la loss en dit peu : jugez "
-                "sur les reconstructions, dans train_VAE.png, ou variez davantage les images.")
+        return ("vos images se ressemblent tant que la loss en dit peu : jugez sur les "
+                "reconstructions, dans train_VAE.png, ou variez davantage les images.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
@@ -326,10 +326,10 @@ with clear_messages():
     device = choose_device()
     vae = VAE(latent_size, images_size)
     vae.start_from(train_images)
-    # Entre des images petites, ou presque pareilles, l'écart est si faible que le redessiner
-    # rapporterait moins que la KL ne coûte : les sliders dormiraient. Sous 200 (le carré de l'écart
-    # à l'image moyenne), la KL pèse donc moins (l'idée : Rybkin et al. 2021, décodeur calibré).
-    balance = min(1, max(0.05, 3 * images_size ** 2 * vae.contrast.item() ** 2 / 200))
+    # Entre des images presque pareilles, l'écart est si faible que le redessiner rapporterait moins
+    # que la KL ne coûte : les sliders dormiraient. La KL y pèse donc moins, comme si leur contraste
+    # était celui d'une webcam bien éclairée, 0.12 (l'idée : Rybkin et al. 2021, décodeur calibré).
+    balance = min(1, max(0.05, (vae.contrast.item() / 0.12) ** 2))
     vae.to(device)
     batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
     print(f"Calcul sur : {device}, par lots de {batch} images.")
