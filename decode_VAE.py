@@ -67,8 +67,8 @@ except KeyboardInterrupt:
 
 STEPS = 7           # petites images sous chaque slider, de -3 à 3
 CALM = 250          # millisecondes sans changement avant de les redessiner
-ASLEEP = 0.15       # un slider est « inactif » s'il change moins les pixels (en moyenne, rapportée
-#                     au contraste des images ; mesuré : 0.15 au plus s'il dort, sinon 0.2 ou plus)
+ASLEEP = 0.15       # un slider est « inactif » s'il change moins les pixels, en moyenne, que cette
+#                     part du contraste des images
 PATIENCE = 5        # secondes sans image après lesquelles la webcam est tenue pour perdue
 ARROWS = {"<Left>": -0.1, "<Down>": -0.1, "<Right>": 0.1, "<Up>": 0.1}
 PAPER, INK, FAINT, GROOVE, BLUE = "#f5f6f8", "#20242c", "#79818f", "#d8dce4", "#3568d4"
