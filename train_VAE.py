@@ -234,7 +234,7 @@ def draw_report(columns=9, cell=64):
 
 
 def verdict():
-    """Comment l'apprentissage s'est passé, d'après les deux courbes : une phrase."""
+    """Comment l'apprentissage s'est passé, d'après les courbes et les sliders : une phrase."""
     if len(test_losses) == 1:
         return "une seule epoch, c'est trop peu pour juger : il en faudrait plus."
     if kl_of_sliders().max() < 0.5:
