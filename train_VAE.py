@@ -240,7 +240,7 @@ def verdict():
     if kl_of_sliders().max() < 0.5:
         return ("aucun slider ne sert : changez beta, epochs ou learning_rate, ou prenez des "
                 "images moins semblables.")
-    if balance < 0.1:
+    if vae.contrast < 0.04:
         return ("vos images se ressemblent tant que la loss en dit peu : jugez sur les "
                 "reconstructions, dans train_VAE.png, ou variez davantage les images.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
@@ -300,12 +300,13 @@ def kl_divergence(mu, logvar):
     return (mu.square() + logvar.exp() - 1 - logvar) / 2
 
 
-def vae_loss(x):
+def vae_loss(x, kl_slope=1):
     """La loss moyenne d'un lot N×3×S×S : la somme des erreurs au carré de chaque image, plus beta
-    fois sa divergence KL (Kingma et Welling 2013, éq. 10 ; beta : Higgins et al. 2017)."""
+    fois sa divergence KL (Kingma et Welling 2013, éq. 10 ; beta : Higgins et al. 2017).
+    `kl_slope`, de 0 à 1, adoucit la pente de la KL, qui corrige le réseau, mais pas sa valeur."""
     reconstruction, mu, logvar = vae(x)
     error, kl = (reconstruction - x).square().sum(), beta * kl_divergence(mu, logvar).sum()
-    kl = balance * kl + (1 - balance) * kl.detach()    # même valeur, mais une pente plus douce
+    kl = kl_slope * kl + (1 - kl_slope) * kl.detach()
     return (error + kl) / len(x)
 
 
@@ -326,12 +327,12 @@ with clear_messages():
     device = choose_device()
     vae = VAE(latent_size, images_size)
     vae.start_from(train_images)
-    # Entre des images presque pareilles, l'écart est si faible que le redessiner rapporterait moins
-    # que la KL ne coûte : les sliders dormiraient. La KL y pèse donc moins, comme si leur contraste
-    # était celui d'une webcam bien éclairée, 0.12 (l'idée : Rybkin et al. 2021, décodeur calibré).
-    balance = min(1, max(0.05, (vae.contrast.item() / 0.12) ** 2))
+    # Entre des images qui se ressemblent, l'écart est faible : le redessiner rapporterait moins que
+    # la KL ne coûte, les sliders dormiraient. La KL y pèse donc moins, comme si leur contraste
+    # était celui d'images variées, 0.16 (l'idée : Rybkin et al. 2021, décodeur calibré).
+    balance = min(1, max(0.05, (vae.contrast.item() / 0.16) ** 2))
     vae.to(device)
-    batch = min(batch_size, max(8, len(train_images) // 32))   # peu d'images : de petits lots
+    batch = min(batch_size, max(4, len(train_images) // 32))   # peu d'images : de petits lots
     print(f"Calcul sur : {device}, par lots de {batch} images.")
     steps = epochs * math.ceil(len(train_images) / batch)
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
@@ -345,7 +346,10 @@ with clear_messages():
         for epoch in range(1, epochs + 1):
             progress, total = Progress(), 0
             for indices in torch.randperm(len(train_images)).split(batch):
-                loss = vae_loss(to_batch(train_images[indices.numpy()]))
+                # La KL pèse de plus en plus : un slider apprend à servir avant de coûter
+                # (« KL annealing », Bowman et al. 2016).
+                kl_slope = balance * (0.1 + 0.9 * schedule.last_epoch / steps)
+                loss = vae_loss(to_batch(train_images[indices.numpy()]), kl_slope)
                 total += value_of(loss) * len(indices)
                 optimizer.zero_grad()
                 loss.backward()
