@@ -327,10 +327,7 @@ with clear_messages():
     device = choose_device()
     vae = VAE(latent_size, images_size)
     vae.start_from(train_images)
-    # Entre des images qui se ressemblent, l'écart est faible : le redessiner rapporterait moins que
-    # la KL ne coûte, les sliders dormiraient. La KL y pèse donc moins, comme si leur contraste
-    # était celui d'images variées, 0.16 (l'idée : Rybkin et al. 2021, décodeur calibré).
-    balance = min(1, max(0.05, (vae.contrast.item() / 0.16) ** 2))
+    balance = min(1, vae.contrast.item() / 0.14)     # 0.14 : le contraste du jeu de départ
     vae.to(device)
     batch = min(batch_size, max(4, len(train_images) // 32))   # peu d'images : de petits lots
     print(f"Calcul sur : {device}, par lots de {batch} images.")
@@ -346,9 +343,10 @@ with clear_messages():
         for epoch in range(1, epochs + 1):
             progress, total = Progress(), 0
             for indices in torch.randperm(len(train_images)).split(batch):
-                # La KL pèse de plus en plus : un slider apprend à servir avant de coûter
-                # (« KL annealing », Bowman et al. 2016).
-                kl_slope = balance * (0.1 + 0.9 * schedule.last_epoch / steps)
+                # Entre des images qui se ressemblent, redessiner l'écart rapporte si peu que la KL
+                # endormirait les sliders : elle pèse moins, surtout au début, pour qu'ils
+                # apprennent à servir avant de coûter (Bowman et al. 2016, « KL annealing »).
+                kl_slope = max(0.05, balance ** (8 - 6 * schedule.last_epoch / steps))
                 loss = vae_loss(to_batch(train_images[indices.numpy()]), kl_slope)
                 total += value_of(loss) * len(indices)
                 optimizer.zero_grad()
