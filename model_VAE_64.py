@@ -103,7 +103,7 @@ class VAE(nn.Module):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
         mean = torch.sigmoid(self.mean.detach())   # detach : un repère ; seul decode l'apprend
         mu, logvar = self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
-        return mu, logvar
+        return mu, logvar.clamp(max=0.5)     # sans cette borne, exp(logvar) s'emballe parfois
 
     def decode(self, z):
         """Les images que dessine le décodeur, de 0 à 1."""

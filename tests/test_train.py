@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import benchmark
 import kit
 from model_VAE_64 import VAE, image_to_tensor, load_model, read_image, save_model, write_safely
 
@@ -255,6 +256,19 @@ def test_faint_images(folder):
         kl = function_of_script("kl_divergence")(mu, logvar).mean(dim=0)
         error = (vae.decode(mu) - x).square().sum()
     assert kl.min() > 0.5 and error < 0.4 * (x - x.mean(dim=0)).square().sum(), (kl, error)
+
+
+def test_long_steps(folder):
+    """Peu d'images très différentes, learning_rate au bout de sa plage : la loss descend quand même,
+    logvar est borné."""
+    for k, image in enumerate(benchmark.icons(120)):
+        Image.fromarray(image).save(folder / "images" / f"{k}.png")
+    kit.edit_zone(folder / "train_VAE.py", learning_rate=0.01, epochs=15)
+    result = kit.run(folder / "train_VAE.py")
+    assert result.returncode == 0, result.stdout
+    losses = [float(loss) for loss in re.findall(r"   loss (\S+)", result.stdout)]
+    assert len(losses) == 15 and losses[-1] < losses[0] < 1000, losses
+    assert load_model(folder / "model_VAE_64.pt").encode(100 * torch.randn(9, 3, 64, 64))[1].max() <= 0.5
 
 
 def test_kl_slope():
