@@ -266,7 +266,7 @@ def test_long_steps(folder):
     kit.edit_zone(folder / "train_VAE.py", learning_rate=0.01, epochs=15)
     result = kit.run(folder / "train_VAE.py")
     assert result.returncode == 0, result.stdout
-    losses = [float(loss) for loss in re.findall(r"   loss (\S+)", result.stdout)]
+    losses = [float(loss) for _, _, loss, _ in LINE.findall(result.stdout)]
     assert len(losses) == 15 and losses[-1] < losses[0] < 1000, losses
     assert load_model(folder / "model_VAE_64.pt").encode(100 * torch.randn(9, 3, 64, 64))[1].max() <= 0.5
 
