@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import cv2
 import numpy as np
@@ -80,21 +81,35 @@ class Recorder:
         edit_zone(folder / "record_images.py", **zone)
         self.screen, self.folder = screen, folder
         self.images = folder / str(zone.get("images_folder", "images"))
-        self.process = subprocess.Popen(
-            command or [sys.executable, str(folder / "record_images.py")], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-            env={**os.environ, **screen.env, "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1",
-                 **(env or {})})
+        self.command = command or [sys.executable, str(folder / "record_images.py")]
+        self.env = {**os.environ, **screen.env, "PYTHONIOENCODING": "utf-8",
+                    "PYTHONUNBUFFERED": "1", **(env or {})}
+        self.start()
         if window:
-            wait_until(self.is_shown)
+            try:
+                wait_until(self.is_shown, timeout=10)
+            except AssertionError:      # blanche : « En cas de problème », dans README.md
+                warnings.warn("fenêtre restée blanche : lancée une seconde fois")
+                self.process.kill()
+                self.process.wait()
+                self.start()
+                wait_until(self.is_shown)
             time.sleep(0.2)
+
+    def start(self):
+        """Lance le script."""
+        self.process = subprocess.Popen(self.command, text=True, encoding="utf-8", env=self.env,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def is_shown(self):
         """Vrai quand la première image est là ; retient où est l'intérieur de la fenêtre."""
         self.window = self.screen.window("record_images")    # celle d'avant peut tarder à partir
         self.screen.xdotool("windowactivate", self.window)
         corner = self.screen.xdotool("mousemove", "--window", self.window, 0, 0, "getmouselocation")
-        self.x, self.y = [int(found) for found in re.findall(r"[xy]:(\d+)", corner)]
+        found = re.match(r"x:(\d+) y:(\d+)", corner)
+        if not found:
+            return False
+        self.x, self.y = map(int, found.groups())
         return self.pixel(8, 8) == GREY == self.pixel(300, 600)
 
     def key(self, *names):
