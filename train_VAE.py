@@ -333,7 +333,8 @@ with clear_messages():
     print(f"Calcul sur : {device}, par lots de {batch} images.")
     steps = epochs * math.ceil(len(train_images) / batch)
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.3)
+    # fused : le même calcul en une seule passe sur les poids, plus vite.
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.3, fused=True)
     # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2017).
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
