@@ -347,7 +347,7 @@ class Window(tk.Tk):
 
     @torch.inference_mode()
     def encode(self, image, caption):
-        """Met les sliders aux nombres que l'encodeur trouve pour cette image."""
+        """Met les sliders aux nombres qui résument cette image."""
         mu, logvar = vae.encode(image_to_tensor(image)[None])
         self.put_all(mu[0].tolist(), image, caption)
 

@@ -334,7 +334,7 @@ with clear_messages():
     steps = epochs * math.ceil(len(train_images) / batch)
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
     # fused : le même calcul en une seule passe sur les poids, plus vite.
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.3, fused=True)
+    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.03, fused=True)
     # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2017).
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
@@ -377,13 +377,17 @@ with clear_messages():
 # %% Le bilan
 with clear_messages():
     print(f"Bilan : {verdict()}")
+    vae.eval()            # l'apprentissage est fini : encode affine maintenant ses réponses
     report = save_report()
     if in_spyder:
         from IPython.display import display
         display(report)
+    latents, progress = [], Progress()
     with torch.no_grad():
-        latents = np.concatenate([vae.encode(to_batch(part))[0].cpu().numpy()
-                                  for part in in_parts(images)])
+        for part in in_parts(images):
+            progress.show(f"Calcul de latents.csv : {sum(map(len, latents))}/{len(images)}")
+            latents.append(vae.encode(to_batch(part))[0].cpu().numpy())
+    latents = np.concatenate(latents)
     # Le réseau lui-même : l'explorateur de variables de Spyder cache vae, mais montre ses poids.
     weights = {name: tensor.cpu().numpy() for name, tensor in vae.state_dict().items()}
     table = io.StringIO(newline="")

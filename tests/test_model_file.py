@@ -49,7 +49,7 @@ def refused(path):
 @pytest.mark.parametrize("latent_size, images_size", [(1, 32), (4, 64), (32, 128)])
 def test_round_trip(tmp_path, latent_size, images_size):
     """Mêmes tailles, mêmes poids, mêmes images ; prêt à servir, sans rien d'autre à côté."""
-    vae, path = VAE(latent_size, images_size), tmp_path / "mon modèle été.pt"
+    vae, path = VAE(latent_size, images_size).eval(), tmp_path / "mon modèle été.pt"
     save_model(VAE(2, 32), path)                            # un modèle plus ancien, remplacé
     save_model(vae, path)
     again = load_model(str(path))

@@ -73,6 +73,35 @@ def test_results(trained):
         kit.SCRIPTS + ["images", "latents.csv", "model_VAE_64.pt", "train_VAE.png"])
 
 
+def test_refine(trained):
+    """Hors de l'apprentissage, encode affine mu : sur des visages jamais vus, la moitié au moins de
+    ce que gagneraient les meilleurs nombres ; avec ou sans gradient, seuls ou ensemble."""
+    vae = load_model(trained[0] / "model_VAE_64.pt")
+    files = sorted((kit.ROOT / "images" / "exemple").iterdir())[300:340]
+    x = torch.stack([image_to_tensor(read_image(file, 64)) for file in files])
+    mu = vae.encode(x)[0]
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(vae.encode(x + 0)[0], mu)
+    torch.testing.assert_close(vae.encode(x[:1])[0], mu[:1], atol=1e-3, rtol=0)
+    guess, best = vae.train().encode(x)[0].detach(), mu.clone().requires_grad_()
+    optimizer = torch.optim.Adam([best], 0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        (vae.decode(best) - x).square().sum().backward()
+        optimizer.step()
+    first, refined, lowest = [(vae.decode(z) - x).square().sum().item() for z in (guess, mu, best)]
+    assert first - refined > 0.5 * (first - lowest) > 0, (first, refined, lowest)
+
+
+def test_refine_asleep():
+    """Un décodeur qui dessine toujours la même image : mu reste un nombre."""
+    vae = VAE(2, 32).eval()
+    for weight in vae.decoder.parameters():
+        weight.data.zero_()
+    assert vae.encode(torch.rand(3, 3, 32, 32))[0].abs().max() < 1
+
+
 def test_own_images_first(folder):
     """Dès que l'étudiant a ses images, même dans un sous-dossier, le jeu de départ ne sert plus."""
     (folder / "images" / "été").mkdir()
