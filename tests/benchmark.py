@@ -10,9 +10,9 @@
 Le kit est mesuré tel qu'il est : ses scripts sont copiés, la zone *** modifiée, train_VAE.py lancé
 dans un autre processus. Un « espion » le regarde travailler à travers ce qu'il affiche, et note
 l'heure, sans rien y changer. L'erreur d'une image est la somme des carrés des écarts entre ses
-3 × 64 × 64 valeurs (de 0 à 1) et l'image décodée de mu (celui que rend `encode` en mode eval) ;
-celle d'un modèle, la moyenne sur les images de test que le script a tirées. « ACP-4 » : l'analyse en composantes principales, 4 nombres
-par image, ajustée sur les images d'entraînement.
+3 × 64 × 64 valeurs (de 0 à 1) et l'image décodée de mu, celui que rend `encode` en mode eval ; celle
+d'un modèle, la moyenne sur les images de test que le script a tirées. « ACP-4 » : l'analyse en
+composantes principales, 4 nombres par image, ajustée sur les images d'entraînement.
 """
 import argparse
 import importlib.util
