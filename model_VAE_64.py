@@ -105,7 +105,9 @@ class VAE(nn.Module):
         mean = torch.sigmoid(self.mean.detach())   # detach : un repère ; seul decode l'apprend
         mu, logvar = self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
         logvar = logvar.clamp(max=0.5)     # sans cette borne, exp(logvar) s'emballe parfois
-        return (mu if self.training else self.refine(mu, x)), logvar
+        if not self.training:              # par parts, pour ménager la mémoire
+            mu = torch.cat([self.refine(*part) for part in zip(mu.split(32), x.split(32))])
+        return mu, logvar
 
     @torch.inference_mode(False)
     @torch.enable_grad()
