@@ -385,11 +385,15 @@ def launch(*command):
 
 
 def spied(watch, script, *arguments):
-    """Lance un script sous les yeux de l'espion ; rend ce qu'il a noté."""
+    """Lance un script sous les yeux de l'espion ; rend ce qu'il a noté, la durée du script entier
+    (seconds) et jusqu'au modèle enregistré (until_saved)."""
+    start = time.time()
     with tempfile.NamedTemporaryFile(dir=WORK.name) as report:
         seconds = launch("-c", SPY, report.name, watch, script, *arguments)
         seen = json.loads(Path(report.name).read_text())
-    return argparse.Namespace(**seen, seconds=seconds - seen["away"])
+    saved = max((file.stat().st_mtime for file in script.parent.glob("*.pt")), default=math.nan)
+    return argparse.Namespace(**seen, seconds=seconds - seen["away"],
+                              until_saved=saved - start - seen["away"])
 
 
 def make_script(images_folder, **parameters):
@@ -565,14 +569,15 @@ def speed():
                              ("kit", [make_script(folder, epochs=epochs)])]:
             runs[name].append(spied("rien", *script))
     rows = [(name, *(statistics.median(values) for values in zip(*(
-        (run.images_per_second, run.times[-1] / epochs, run.seconds) for run in some))))
+        (run.images_per_second, run.times[-1] / epochs, run.until_saved, run.seconds)
+        for run in some))))
         for name, some in runs.items()]
     (_, *a), (_, *b) = rows
-    rows.append(("rapport", b[0] / a[0], b[1] / a[1], b[2] / a[2]))
+    rows.append(("rapport", *(ours / theirs for ours, theirs in zip(b, a))))
     return (f"Vitesse, 2 000 dessins, {epochs} epochs, 2 cœurs, médiane de {rounds} (buts : 2 fois "
             "plus d'images par seconde, au plus la moitié du temps)",
             ["", "images d'entraînement par s", "une epoch avec test et bilan, s",
-             "script entier, s"], rows)
+             "du début au modèle enregistré, s", "script entier (kit : et latents.csv), s"], rows)
 
 
 def plain_loading(folder):
