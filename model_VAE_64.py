@@ -123,7 +123,7 @@ class VAE(nn.Module):
             # Le long de la pente, l'erreur est presque une parabole : le pas va à son minimum.
             nudge = 0.01 * nn.functional.normalize(slope, dim=1)
             change = (self.decode(mu - nudge) - y).flatten(1) / 0.01
-            mu = mu - slope / (2 * change.square().sum(dim=1, keepdim=True) + 0.1)
+            mu = mu - slope / (2 * (change.square().sum(dim=1, keepdim=True) + 0.05))
         return mu.detach()
 
     def decode(self, z):
