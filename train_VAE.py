@@ -209,7 +209,7 @@ def draw_curves(size):
 @torch.no_grad()
 def kl_of_sliders():
     """La divergence KL moyenne de chaque slider sur des images de test, en nats : latent_size."""
-    return kl_divergence(*vae.encode(to_batch(test_images[:128]))).mean(dim=0)
+    return kl_divergence(*vae.encode(to_batch(in_parts(test_images)[0]))).mean(dim=0)
 
 
 @torch.no_grad()
