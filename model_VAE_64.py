@@ -40,20 +40,22 @@ def first_stride(images_size):
 
 # Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
 class Encoder(nn.Sequential):
-    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar."""
+    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar. Il a moins de canaux que
+    le décodeur, pour aller plus vite : résumer est plus facile que dessiner."""
 
     def __init__(self, latent_size, images_size):
         s = first_stride(images_size)
         super().__init__(
-            nn.Conv2d(3, 32, 2 * s, stride=s, padding=s // 2), nn.SiLU(),    # 32 × S/s × S/s
-            nn.Conv2d(32, 64, 4, stride=2, padding=1), nn.SiLU(),            # 64 × S/2s × S/2s
-            nn.Conv2d(64, 128, 4, stride=2, padding=1), nn.SiLU(),           # 128 × S/4s × S/4s
-            nn.Flatten(),                                                    # 128·(S/4s)²
-            nn.Linear(128 * (images_size // (4 * s)) ** 2, 2 * latent_size))    # 2·latent_size
+            nn.Conv2d(3, 24, s, stride=s), nn.SiLU(),                        # 24 × S/s × S/s
+            nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.SiLU(),            # 48 × S/2s × S/2s
+            nn.Conv2d(48, 96, 3, stride=2, padding=1), nn.SiLU(),            # 96 × S/4s × S/4s
+            nn.Flatten(),                                                    # 96·(S/4s)²
+            nn.Linear(96 * (images_size // (4 * s)) ** 2, 2 * latent_size))  # 2·latent_size
 
 
 class Decoder(nn.Sequential):
-    """Le chemin inverse : N×latent_size -> N×3×S×S."""
+    """Le chemin inverse : N×latent_size -> N×3×S×S. PixelShuffle range les 3·s² nombres de chaque
+    case en un carré de s×s pixels (Shi et al. 2016) : plus rapide qu'une ConvTranspose2d."""
 
     def __init__(self, latent_size, images_size):
         s = first_stride(images_size)
@@ -64,7 +66,8 @@ class Decoder(nn.Sequential):
             nn.Unflatten(1, (128, side, side)),                              # 128 × S/4s × S/4s
             nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1), nn.SiLU(),  # 64 × S/2s × S/2s
             nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1), nn.SiLU(),   # 32 × S/s × S/s
-            nn.ConvTranspose2d(32, 3, 2 * s, stride=s, padding=s // 2))      # 3 × S × S
+            nn.Conv2d(32, 3 * s * s, 3, padding=1),                          # 3·s² × S/s × S/s
+            nn.PixelShuffle(s))                                              # 3 × S × S
 
 
 class VAE(nn.Module):
