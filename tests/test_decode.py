@@ -65,7 +65,7 @@ def strong_vae(latent_size=4, images_size=64):
         if latent_size > 1:
             linears[0].weight[:, 1] = 0
         last = [layer for layer in vae.encoder.modules() if isinstance(layer, nn.Linear)][-1]
-        last.weight *= 400
+        last.weight *= 1000
     return vae
 
 
