@@ -334,7 +334,9 @@ with clear_messages():
     steps = epochs * math.ceil(len(train_images) / batch)
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
     # fused : le même calcul en une seule passe sur les poids, plus vite.
-    optimizer = torch.optim.AdamW(vae.parameters(), learning_rate, weight_decay=0.03, fused=True)
+    # rate : un grand lot indique mieux la direction, ses pas sont plus longs (Malladi et al. 2022).
+    rate = learning_rate * max(1, batch / 16) ** 0.5
+    optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=0.03, fused=True)
     # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2017).
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
