@@ -299,7 +299,7 @@ def test_long_steps(folder):
     logvar est borné."""
     for k, image in enumerate(benchmark.icons(120)):
         Image.fromarray(image).save(folder / "images" / f"{k}.png")
-    kit.edit_zone(folder / "train_VAE.py", learning_rate=0.01, epochs=15)
+    kit.edit_zone(folder / "train_VAE.py", learning_rate=0.005, epochs=15)
     result = kit.run(folder / "train_VAE.py")
     assert result.returncode == 0, result.stdout
     losses = [float(loss) for _, _, loss, _ in LINE.findall(result.stdout)]
