@@ -133,7 +133,7 @@ class VAE(nn.Module):
 
     def decode(self, z):
         """Les images que dessine le décodeur, de 0 à 1. (4 : sans cet élan, un trait discret, comme
-        la couleur de la peau, passe inaperçu au début, et plus aucun slider ne l'apprend.)"""
+        la couleur de la peau, passe parfois inaperçu au début, et aucun slider ne l'apprend.)"""
         return torch.sigmoid(4 * self.decoder(z) + self.mean)
 
     def forward(self, x):
