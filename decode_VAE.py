@@ -25,7 +25,7 @@ folder = Path(__file__).resolve().parent
 
 
 def stop(message):
-    """Affiche un message clair et termine le script (sans bruit dans la console de Spyder)."""
+    """Affiche un message clair et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
     print(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
@@ -51,7 +51,7 @@ try:
     import tkinter as tk
     from tkinter import ttk
     print("Chargement de PyTorch...", flush=True)
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(folder))           # pour trouver model_VAE_64.py, d'où que l'on lance
     sys.modules.pop("model_VAE_64", None)     # relu à chaque fois : il a pu être modifié
     import torch
     from PIL import Image, ImageTk
@@ -67,10 +67,9 @@ except KeyboardInterrupt:
 
 STEPS = 7           # petites images sous chaque slider, de -3 à 3
 CALM = 250          # millisecondes sans changement avant de les redessiner
-ASLEEP = 0.15       # un slider est « inactif » s'il change moins les pixels, en moyenne, que cette
-#                     part du contraste des images
+ASLEEP = 0.15       # « inactif » : change moins les pixels, en moyenne, que cette part du contraste
 PATIENCE = 5        # secondes sans image après lesquelles la webcam est tenue pour perdue
-ARROWS = {"<Left>": -0.1, "<Down>": -0.1, "<Right>": 0.1, "<Up>": 0.1}
+ARROWS = {"<Left>": -0.1, "<Down>": -0.1, "<Right>": 0.1, "<Up>": 0.1}     # l'effet des flèches
 PAPER, INK, FAINT, GROOVE, BLUE = "#f5f6f8", "#20242c", "#79818f", "#d8dce4", "#3568d4"
 
 
@@ -78,11 +77,11 @@ PAPER, INK, FAINT, GROOVE, BLUE = "#f5f6f8", "#20242c", "#79818f", "#d8dce4", "#
 class Webcam(threading.Thread):
     """Lit la caméra, ou un film à sa vitesse, dans un fil à part : la fenêtre répond toujours.
 
-    `image` est la dernière image : le carré du milieu, réduit, comme dans un miroir."""
+    `image` : le carré du milieu, réduit, en miroir ; None si la fenêtre l'a déjà pris."""
 
     def __init__(self):
         super().__init__(daemon=True)
-        os.environ.setdefault("OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS", "0")   # ouverture vive
+        os.environ.setdefault("OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS", "0")   # ouverture rapide
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")    # nos messages suffisent
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         import cv2    # ici seulement : la fenêtre s'ouvre plus vite, et même sans OpenCV
@@ -110,7 +109,7 @@ class Webcam(threading.Thread):
         top, left = (height - side) // 2, (width - side) // 2
         small = self.cv2.resize(frame[top:top + side, left:left + side],
                                 (images_size, images_size), interpolation=self.cv2.INTER_AREA)
-        return Image.fromarray(self.cv2.cvtColor(self.cv2.flip(small, 1), self.cv2.COLOR_BGR2RGB))
+        return Image.fromarray(small[:, ::-1, ::-1])    # miroir ; bleu, vert, rouge -> RVB
 
 
 def real_images():
@@ -119,7 +118,9 @@ def real_images():
     while True:
         found = False
         for files in find_images(folder / images_folder):
-            for file in files if not found else []:
+            if found:                   # le jeu de départ ne sert que s'il n'y a rien d'autre
+                break
+            for file in files:
                 try:
                     image = read_image(file, images_size)
                 except Exception:       # illisible : à la suivante
@@ -201,9 +202,9 @@ class Window(tk.Tk):
         width = min(1340 * self.unit, self.winfo_screenwidth())
         height = min(680 * self.unit, self.winfo_screenheight() - 100 * self.unit)
         self.geometry(f"{int(width)}x{int(height)}")
-        self.original, self.caption, self.drawn = None, "", "image générée"
+        self.original, self.original_caption, self.drawn_caption = None, "", "image générée"
         self.real_images = real_images()
-        self.webcam, self.drawing = None, False
+        self.webcam, self.draw_planned = None, False
         self.webcam_on, self.bare_pixels = tk.BooleanVar(self), tk.BooleanVar(self)
         self.strips_job = self.after(CALM, self.draw_strips)
         self.set_colors()
@@ -283,34 +284,35 @@ class Window(tk.Tk):
             button.grid(row=0, column=column, sticky="ew", padx=2)
             bar.columnconfigure(column, weight=1)
             buttons[key] = button
-        buttons["0"] = buttons["z"]
+        buttons["0"] = buttons["z"]     # la touche 0 aussi
         self.bind("<Key>", lambda event: event.char.lower() in buttons
                   and buttons[event.char.lower()].invoke())
 
     # L'image : chaque changement demande un dessin ; un seul se fait, une fois tous arrivés
     def changed(self, *_):
-        if not self.drawing:
-            self.drawing = True
+        if not self.draw_planned:
+            self.draw_planned = True
             self.after_idle(self.draw)
 
     def moved(self, *_):
         """Un slider a bougé : l'image n'est plus la reconstruction de l'original."""
-        self.drawn = "image générée"
+        self.drawn_caption = "image générée"
         self.changed()
 
     @torch.inference_mode()
     def draw(self):
-        self.drawing = False
+        self.draw_planned = False
         z = [slider.number.get() for slider in self.sliders]
         picture = tensor_to_image(vae.decode(torch.tensor([z]))[0])
-        shown = [(self.drawn, picture)]
+        shown = [(self.drawn_caption, picture)]
         if self.original:
-            shown.insert(0, (self.caption, self.original))
+            shown.insert(0, (self.original_caption, self.original))
         side = min(self.views.winfo_width() // len(shown) - 12, self.views.winfo_height() - 40)
         for index, (text, image) in enumerate(shown):
             place = self.places[index]
             place["text"] = text
             place.place(relx=(index + 0.5) / len(shown), rely=0.5, anchor="center")
+            # Au dernier tour, l'image dessinée : celle que garde « Enregistrer »
             self.picture = put_image(place, image, side, side, self.bare_pixels.get())
         for place in self.places[len(shown):]:
             place.place_forget()
@@ -331,8 +333,8 @@ class Window(tk.Tk):
 
     # Les boutons
     def put_all(self, z, original=None, caption=""):
-        self.original, self.caption = original, caption
-        self.drawn = "reconstruction" if original else "image générée"
+        self.original, self.original_caption = original, caption
+        self.drawn_caption = "reconstruction" if original else "image générée"
         for slider, number in zip(self.sliders, z):
             slider.number.set(number)
         self.changed()
@@ -401,7 +403,8 @@ class Window(tk.Tk):
         self.say(message)
 
     def tick(self):
-        """Cinquante fois par seconde : l'image de la webcam, et le bouton d'arrêt de Spyder."""
+        """Cinquante fois par seconde : l'image de la webcam. Cela réveille aussi Python, qui sinon
+        ne verrait pas le bouton d'arrêt de Spyder."""
         self.after(20, self.tick)
         if self.webcam:
             image, self.webcam.image = self.webcam.image, None
@@ -425,8 +428,6 @@ class Window(tk.Tk):
 
 
 # %% Le modèle
-# Toujours sur le processeur, et sur un seul cœur : dessiner une image y prend une milliseconde,
-# moins qu'il n'en faut pour réveiller d'autres cœurs, ou pour aller jusqu'à une carte graphique.
 try:
     vae = load_model(folder / model_file)
 except (FileNotFoundError, ValueError) as error:
@@ -440,6 +441,8 @@ if differences:
     stop("\n".join(differences))
 
 # %% La fenêtre, jusqu'à ce qu'on la ferme
+# Le modèle reste sur le processeur, et sur un seul cœur : dessiner une image y prend une
+# milliseconde, moins qu'il n'en faut pour réveiller d'autres cœurs ou une carte graphique.
 window, threads = None, torch.get_num_threads()
 torch.set_num_threads(1)
 try:

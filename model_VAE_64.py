@@ -24,10 +24,11 @@ from torch import nn
 from torchvision.transforms import functional
 
 MODEL_KIND = "VAE_64"     # écrit dans chaque modèle enregistré, vérifié à la lecture
-SIZES = range(16, 513, 16)    # côtés possibles : le réseau les divise plusieurs fois par deux
-LATENT_SIZES = range(1, 257)
+SIZES = range(16, 513, 16)    # côtés possibles d'une image : le réseau les divise par 8 ou par 16
+LATENT_SIZES = range(1, 257)  # nombres de sliders possibles
 
-logging.getLogger("PIL").setLevel(logging.CRITICAL)   # Pillow se tait : les scripts résument
+# Pillow et PyTorch se taisent : les scripts disent eux-mêmes quels fichiers sont illisibles.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module="PIL|torch.serialization")
 
 
@@ -40,8 +41,8 @@ def first_stride(images_size):
 
 # Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
 class Encoder(nn.Sequential):
-    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar. Il a moins de canaux que
-    le décodeur, pour aller plus vite : résumer est plus facile que dessiner."""
+    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar. Il a bien moins de poids
+    que le décodeur (dix fois, à 64×64) : résumer est plus facile que dessiner."""
 
     def __init__(self, latent_size, images_size):
         s = first_stride(images_size)
@@ -90,7 +91,9 @@ class VAE(nn.Module):
         self.latent_size, self.images_size = latent_size, images_size
         self.encoder = Encoder(latent_size, images_size)
         self.decoder = Decoder(latent_size, images_size)
-        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))  # avant la sigmoïde
+        # L'image moyenne, avant la sigmoïde : apprise. Et l'écart type des images autour d'elle :
+        # un buffer, enregistré avec les poids, mais que l'apprentissage ne change pas.
+        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))
         self.register_buffer("contrast", torch.ones(()))
 
     @torch.no_grad()
@@ -114,7 +117,7 @@ class VAE(nn.Module):
             mu = torch.cat([self.refine(*part) for part in zip(mu.split(32), x.split(32))])
         return mu, logvar
 
-    @torch.inference_mode(False)
+    @torch.inference_mode(False)    # des gradients, même là où l'appelant s'en passe
     @torch.enable_grad()
     def refine(self, mu, x, steps=3):
         """Rapproche decode(mu) de x, sans changer le réseau : une descente de gradient, sur les
@@ -124,11 +127,11 @@ class VAE(nn.Module):
             mu = mu.detach().clone().requires_grad_()
             y = self.decode(mu)
             error = (y - x).square().sum() + 0.05 * mu.square().sum()    # et mu reste près de 0
-            slope, = torch.autograd.grad(error, mu)
-            # Le long de la pente, l'erreur est presque une parabole : le pas va à son minimum.
-            nudge = 0.01 * nn.functional.normalize(slope, dim=1)
+            gradient, = torch.autograd.grad(error, mu)
+            # Le long du gradient, l'erreur est presque une parabole : le pas va à son minimum.
+            nudge = 0.01 * nn.functional.normalize(gradient, dim=1)
             change = (self.decode(mu - nudge) - y).flatten(1) / 0.01
-            mu = mu - slope / (2 * (change.square().sum(dim=1, keepdim=True) + 0.05))
+            mu = mu - gradient / (2 * (change.square().sum(dim=1, keepdim=True) + 0.05))
         return mu.detach()
 
     def decode(self, z):
@@ -267,18 +270,14 @@ def load_model(path):
         raise FileNotFoundError(f"Il n'y a pas encore de modèle « {path} ».")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()       # vérifie chaque octet, torch.load ne le fait pas
-        if damaged:
-            raise ValueError(damaged)
+            if archive.testzip():             # vérifie chaque octet, torch.load ne le fait pas
+                raise ValueError("abîmé")
         saved = dict(torch.load(path, map_location="cpu", weights_only=True))
-        if saved["kind"] != MODEL_KIND:
-            raise ValueError(saved["kind"])
         vae = VAE(saved["latent_size"], saved["images_size"])
-        if saved["architecture"] != str(vae):     # une couche a changé depuis
-            raise ValueError(saved["architecture"])
         vae.load_state_dict(saved["weights"])
-        if not all(torch.isfinite(weight).all() for weight in vae.parameters()):
-            raise ValueError("nan")
+        if (saved["kind"] != MODEL_KIND or saved["architecture"] != str(vae)    # couche changée
+                or not all(weight.isfinite().all() for weight in saved["weights"].values())):
+            raise ValueError("un autre réseau, ou des poids qui ne sont pas des nombres")
     except Exception as error:
         raise ValueError(f"« {path} » n'est pas un modèle de ce kit, ou il est abîmé, ou "
                          "model_VAE_64.py a changé depuis : relancez train_VAE.py.") from error

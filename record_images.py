@@ -24,7 +24,7 @@ camera = 0                 # numéro de la webcam *** 0-3 ***, ou "film.mp4" pou
 
 
 def stop(message):
-    """Affiche un message clair et termine le script (sans bruit dans la console de Spyder)."""
+    """Affiche un message clair et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
     print(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
@@ -150,8 +150,8 @@ except (OSError, ValueError):
     stop(f"images_folder = {images_folder!r} : impossible d'ouvrir le dossier {images_path}.")
 numbers = [int(name[6:-4]) for name in names if re.fullmatch(r"image_[0-9]+\.png", name)]
 next_number = max(numbers, default=0) + 1
-already = sum(name.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".webp"))
-              for name in names)
+already = sum(name.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff",
+                                     ".webp")) for name in names)
 
 # %% L'enregistrement
 film = type(camera) is str and os.path.isfile(folder / camera)
@@ -181,10 +181,11 @@ try:
         problem = (f"camera = {camera!r} : ce film ne s'ouvre pas. Est-il à côté de "
                    "record_images.py, son nom est-il bien écrit ? (Le numéro d'une webcam s'écrit "
                    "sans guillemets.)")
-    now = alive = bright = time.monotonic()     # maintenant, dernière image, dernière non noire
-    silence = 1                                 # secondes depuis le dernier « s »
+    now = last_image = last_bright = time.monotonic()     # bright : une image non noire
+    since_s = 1                                           # secondes depuis le dernier « s »
     while not problem:
-        before, key = now, cv2.waitKeyEx(10) & 0xFFFF
+        key = cv2.waitKeyEx(10) & 0xFFFF    # sans les bits qu'y ajoute, par exemple, Verr. Num
+        before = now
         now = time.monotonic()
         if key in (ord("q"), ord("Q"), 27) or not window_is_open():
             break
@@ -196,12 +197,12 @@ try:
         # enregistre l'image du moment ; un « s » qui en suit un autre de près, toutes celles
         # depuis cet autre, et les suivantes jusqu'au relâchement.
         is_s = key in (ord("s"), ord("S"))
-        silence += min(now - before, 0.05)      # un ordinateur qui se fige n'est pas un relâchement
-        recording = silence <= HOLD and (recording or is_s)
-        if silence > HOLD:
+        since_s += min(now - before, 0.05)      # un ordinateur qui se fige n'est pas un relâchement
+        recording = since_s <= HOLD and (recording or is_s)
+        if since_s > HOLD:
             del unsaved[:-1]
         if is_s:
-            silence = 0
+            since_s = 0
         if is_s or recording:
             for image in unsaved:
                 next_number = save_image(image, next_number) + 1
@@ -210,14 +211,14 @@ try:
 
         if new:
             show(new[-1], already + recorded, recording)
-            alive = now
-            bright = now if new[-1].max() > 30 else bright
+            last_image = now
+            last_bright = now if new[-1].max() > 30 else last_bright
         elif film and not reader.is_alive() and not arrived:
             print("Fin du film.")
             break
-        if now - alive > PATIENCE:
+        if now - last_image > PATIENCE:
             problem = f"La caméra n'envoie pas d'image depuis {PATIENCE} secondes. {CHECKS}"
-        elif not film and now - bright > PATIENCE:
+        elif not film and now - last_bright > PATIENCE:
             problem = f"La caméra ne donne que du noir depuis {PATIENCE} secondes. {CHECKS}"
 except KeyboardInterrupt:
     print("Arrêt demandé.")

@@ -5,6 +5,7 @@ mesurée sur des images mises de côté, qu'il ne voit jamais. Le script laisse 
 - model_VAE_64.pt : le modèle, que decode_VAE.py ouvre ;
 - train_VAE.png, refait à chaque epoch : les courbes, des reconstructions, l'effet des sliders ;
 - latents.csv : pour chaque image, son chemin et les latent_size nombres qui la résument.
+Le cœur du script est la partie « L'apprentissage » ; le reste lit, montre et protège.
 """
 import contextlib
 import csv
@@ -36,7 +37,7 @@ in_spyder = "spyder_kernels" in sys.modules
 
 
 def stop(message):
-    """Affiche un message clair et termine le script (sans bruit dans la console de Spyder)."""
+    """Affiche un message clair et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
     print(message)
     sys.exit(0 if in_spyder else 1)
 
@@ -46,13 +47,13 @@ for name, types, low, high in [
         ("epochs", [int], 1, 100_000), ("batch_size", [int], 1, 10_000),
         ("learning_rate", [int, float], 1e-8, 100), ("beta", [int, float], 0, 1_000_000),
         ("test_proportion", [float], 0.001, 0.9), ("seed", [int], 0, 2**32)]:
-    value = globals()[name]
+    value = globals()[name]       # la valeur de la variable qui porte ce nom
     if type(value) not in types or not low <= value <= high:
         stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (types == [int])}"
              f"de {low} à {high}. Corrigez-le dans la zone ***.")
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128, "
-         "256...), car le réseau la divise plusieurs fois par deux.")
+         "256...), car le réseau divise ce côté plusieurs fois par deux.")
 if (type(images_folder) is not str or not images_folder.strip()
         or not os.path.isdir(folder / images_folder)):
     stop(f"Paramètre images_folder = {images_folder!r} : ce dossier n'existe pas. Créez-le et "
@@ -65,13 +66,14 @@ if (type(model_file) is not str or not model_file.endswith(".pt") or "\0" in mod
 # %% Les bibliothèques
 try:
     print("Chargement de PyTorch...", flush=True)
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(folder))           # pour trouver model_VAE_64.py, d'où que l'on lance
     sys.modules.pop("model_VAE_64", None)     # relu à chaque fois : il a pu être modifié
     import numpy as np
     import torch
     from PIL import Image, ImageDraw, ImageFont
     from torchvision.utils import make_grid
-    from model_VAE_64 import VAE, find_images, read_image, save_model, write_safely
+    from model_VAE_64 import (VAE, find_images, read_image, save_model, tensor_to_image,
+                              write_safely)
 except (ImportError, OSError, RuntimeError) as error:     # absente, abîmée, ou arrêtée en chemin
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
          "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau.")
@@ -89,7 +91,7 @@ def what_is_saved():
 
 @contextlib.contextmanager
 def clear_messages():
-    """Remplace par une phrase l'arrêt demandé et les erreurs d'écriture sur le disque."""
+    """Remplace par une phrase l'arrêt demandé, les erreurs de disque et le manque de mémoire."""
     try:
         yield
     except KeyboardInterrupt:
@@ -158,7 +160,7 @@ def load_images(files):
             name = os.fsencode(path.name).decode("utf-8", "replace")
             passed_over.append(f"{name} ({error})")
     if passed_over:
-        print(f"Fichiers laissés de côté : {len(passed_over)}, " + ", ".join(passed_over[:3])
+        print(f"Fichiers laissés de côté ({len(passed_over)}) : " + ", ".join(passed_over[:3])
               + ", ..." * (len(passed_over) > 3))
     return images[:len(paths)], paths
 
@@ -180,7 +182,7 @@ def to_batch(images):
 
 
 def in_parts(images):
-    """Coupe un grand tableau d'images en parts d'un million de pixels, pour ménager la mémoire."""
+    """Coupe des images en parts d'un million de pixels au plus, pour ménager la mémoire."""
     return np.array_split(images, math.ceil(len(images) * images_size ** 2 / 2 ** 20))
 
 
@@ -188,10 +190,11 @@ def draw_curves(size):
     """Les courbes de la loss et de la test loss, en fonction de l'epoch : une PIL.Image."""
     picture = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    left, top, right, bottom = 70, 15, size[0] - 200, size[1] - 25
+    left, top, right, bottom = 80, 15, size[0] - 200, size[1] - 25
     low, high = min(losses + test_losses), max(losses + test_losses)
+    scale = (bottom - top) / (high - low or 1)             # pixels par unité de loss
     for value in np.linspace(low, high, 5):
-        y = bottom - (bottom - top) * (value - low) / (high - low or 1)
+        y = bottom - scale * (value - low)
         draw.line((left, y, right, y), "#dddddd")
         draw.text((left - 8, y), f"{value:.4g}", "#444444", font, anchor="rm")
     draw.text((left, bottom + 5), "epoch 1", "#444444", font)
@@ -199,7 +202,7 @@ def draw_curves(size):
     for curve, colour, label, y in [(losses, "#1f77b4", "loss", top),
                                     (test_losses, "#ff7f0e", "test loss", top + 20)]:
         points = [(left + (right - left) * k / max(1, len(curve) - 1),
-                   bottom - (bottom - top) * (value - low) / (high - low or 1))
+                   bottom - scale * (value - low))
                   for k, value in enumerate(curve)]
         draw.line(points * 2 if len(points) == 1 else points, colour, 3)
         draw.text((right + 15, y), f"{label} : {curve[-1]:.1f}", colour, font)
@@ -208,7 +211,7 @@ def draw_curves(size):
 
 @torch.no_grad()
 def kl_of_sliders():
-    """La divergence KL moyenne de chaque slider sur des images de test, en nats : latent_size."""
+    """La KL de chaque slider, en nats, moyenne sur des images de test : latent_size nombres."""
     return kl_divergence(*vae.encode(to_batch(in_parts(test_images)[0]))).mean(dim=0)
 
 
@@ -226,9 +229,8 @@ def draw_report(columns=9, cell=64):
     picture.paste(draw_curves((picture.width, 190)))
     for k, (label, row) in enumerate(rows):
         row = torch.nn.functional.interpolate(row.cpu(), (cell, cell), mode="area")
-        grid = make_grid(row, columns, pad_value=1).mul(255).round().byte()
         y = 200 + k * (cell + 6)
-        picture.paste(Image.fromarray(grid.permute(1, 2, 0).numpy()), (130, y))
+        picture.paste(tensor_to_image(make_grid(row, columns, pad_value=1)), (130, y))
         ImageDraw.Draw(picture).text((8, y + 18), label, "#444444", ImageFont.load_default(13))
     return picture
 
@@ -240,16 +242,17 @@ def verdict():
     if kl_of_sliders().max() < 0.5:
         return ("aucun slider ne sert : changez beta, epochs ou learning_rate, ou prenez des "
                 "images moins semblables.")
-    if vae.contrast < 0.04:
+    if vae.contrast < 0.04:                      # le jeu de départ : 0.14
         return ("vos images se ressemblent tant que la loss en dit peu : jugez sur les "
                 "reconstructions, dans train_VAE.png, ou variez davantage les images.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
+    # 30 % au-dessus de la loss, ou 5 % au-dessus de son minimum
     if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
         return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
                 "Il faudrait plus d'images, ou moins d'epochs.")
-    if last > 0.99 * first:
+    if last > 0.99 * first:                      # moins de 1 % de baisse en tout
         return "la test loss n'est pas vraiment descendue : changez epochs ou learning_rate."
-    if half - last >= 0.07 * (first - last):
+    if half - last >= 0.07 * (first - last):     # la seconde moitié : 7 % de la descente, ou plus
         return "la test loss descendait encore : plus d'epochs feraient mieux."
     return "la loss et la test loss sont descendues ensemble, tout va bien."
 
@@ -275,7 +278,7 @@ def save_report():
 
 
 # %% Les images : celles de l'étudiant, ou le jeu de départ s'il n'y en a pas encore
-saved_epoch = 0
+saved_epoch = 0               # la dernière epoch enregistrée
 with clear_messages():
     own_files, exemple_files = find_images(folder / images_folder)
     images, paths = load_images(own_files)
@@ -286,7 +289,7 @@ with clear_messages():
         stop(f"Images dans « {images_folder} » : {len(paths)}. Il en faut au moins 2 (200, c'est "
              "bien) : enregistrez-en avec record_images.py, ou copiez-y les vôtres.")
 
-    # Le test sur des images tirées au hasard : les dernières d'un film se ressemblent trop.
+    # load_images a mélangé les images : la fin d'un film, trop semblable, ferait un mauvais test.
     test_count = min(max(1, round(len(images) * test_proportion)), len(images) - 1)
     test_images, train_images = images[:test_count], images[test_count:]
     print(f"{len(images)} images de « {os.path.commonpath([path.parent for path in paths])} » : "
@@ -295,8 +298,8 @@ with clear_messages():
 
 # %% L'apprentissage
 def kl_divergence(mu, logvar):
-    """La divergence KL de N(mu, exp(logvar)) à N(0, 1), en nats, pour chaque nombre : N×latent_size
-    (Kingma et Welling 2013, annexe B)."""
+    """La divergence KL de N(mu, exp(logvar)) à N(0, 1), en nats (logarithme népérien), pour chaque
+    nombre : N×latent_size (Kingma et Welling 2013, annexe B)."""
     return (mu.square() + logvar.exp() - 1 - logvar) / 2
 
 
@@ -327,18 +330,19 @@ with clear_messages():
     device = choose_device()
     vae = VAE(latent_size, images_size)
     vae.start_from(train_images)
-    balance = min(1, vae.contrast.item() / 0.14)     # 0.14 : le contraste du jeu de départ
+    # 1, ou moins si les images se ressemblent plus que celles du jeu de départ (contraste 0.14)
+    balance = min(1, vae.contrast.item() / 0.14)
     vae.to(device)
     batch = min(batch_size, max(4, len(train_images) // 32))   # peu d'images : de petits lots
     print(f"Calcul sur : {device}, par lots de {batch} images.")
     steps = epochs * math.ceil(len(train_images) / batch)
+    # Un grand lot indique mieux la direction : ses pas sont plus longs (Malladi et al. 2022).
+    max_lr = learning_rate * max(1, batch / 16) ** 0.5
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
     # fused : le même calcul en une seule passe sur les poids, plus vite.
-    # rate : un grand lot indique mieux la direction, ses pas sont plus longs (Malladi et al. 2022).
-    rate = learning_rate * max(1, batch / 16) ** 0.5
-    optimizer = torch.optim.AdamW(vae.parameters(), rate, weight_decay=0.03, fused=True)
-    # Des pas courts, vite plus longs, puis de plus en plus fins (Smith et Topin 2017).
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
+    optimizer = torch.optim.AdamW(vae.parameters(), max_lr, weight_decay=0.03, fused=True)
+    # Des pas courts, vite plus longs, puis de plus en plus courts (Smith et Topin 2017).
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
         (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
     losses, test_losses = [], []
     start = saved_time = time.monotonic()
@@ -347,15 +351,16 @@ with clear_messages():
             progress, total = Progress(), 0
             for indices in torch.randperm(len(train_images)).split(batch):
                 # Entre des images qui se ressemblent, redessiner l'écart rapporte si peu que la KL
-                # endormirait les sliders : elle pèse moins, surtout au début, pour qu'ils
-                # apprennent à servir avant de coûter (Bowman et al. 2016, « KL annealing »).
-                kl_slope = max(0.05, balance ** (8 - 6 * schedule.last_epoch / steps))
+                # endormirait les sliders : elle pèse moins, surtout au début (balance puissance 8,
+                # puis 2 à la fin), pour qu'ils servent avant de coûter (Bowman et al. 2016).
+                done = scheduler.last_epoch / steps      # de 0 à 1 : last_epoch compte les pas
+                kl_slope = max(0.05, balance ** (8 - 6 * done))
                 loss = vae_loss(to_batch(train_images[indices.numpy()]), kl_slope)
                 total += value_of(loss) * len(indices)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                schedule.step()
+                scheduler.step()
                 progress.show(f"Epoch {epoch}/{epochs} en cours")
             with torch.no_grad():
                 test_total = sum(value_of(vae_loss(to_batch(part))) * len(part)
@@ -390,7 +395,7 @@ with clear_messages():
             progress.show(f"Calcul de latents.csv : {sum(map(len, latents))}/{len(images)}")
             latents.append(vae.encode(to_batch(part))[0].cpu().numpy())
     latents = np.concatenate(latents)
-    # Le réseau lui-même : l'explorateur de variables de Spyder cache vae, mais montre ses poids.
+    # L'explorateur de variables de Spyder ne montre pas vae : voici ses poids, en tableaux.
     weights = {name: tensor.cpu().numpy() for name, tensor in vae.state_dict().items()}
     table = io.StringIO(newline="")
     writer = csv.writer(table)

@@ -109,7 +109,7 @@ def test_own_images_first(folder):
     (folder / "images" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     kit.edit_zone(folder / "train_VAE.py", epochs=1)
     out = kit.run(folder / "train_VAE.py", cwd="/").stdout
-    assert "12 images" in out and "laissés de côté : 1, " in out and ".DS_Store" in out
+    assert "12 images" in out and "laissés de côté (1) : " in out and ".DS_Store" in out
     assert "jeu de départ" not in out
 
 
