@@ -388,8 +388,9 @@ class Window(tk.Tk):
             return self.stop_webcam("Il manque OpenCV (README.md, « Installer »).")
         if not webcam.capture.isOpened():
             return self.stop_webcam(
-                f"La caméra ne s'ouvre pas (camera = {camera!r}) : essayez 0, 1 ou 2, fermez les "
-                "autres programmes qui l'utilisent. Un film doit être à côté des scripts.")
+                f"La caméra ne s'ouvre pas (camera = {camera!r}) : essayez 0, 1 ou 2, sans "
+                "guillemets ; fermez les autres programmes qui l'utilisent. Un film doit être à "
+                "côté des scripts.")
         self.webcam, self.alive = webcam, time.monotonic()
         webcam.start()
         self.say("La webcam règle les sliders. Touche w : arrêter la webcam et garder l'image.")

@@ -50,7 +50,8 @@ for name, types, low, high in [
     value = globals()[name]       # la valeur de la variable qui porte ce nom
     if type(value) not in types or not low <= value <= high:
         stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (types == [int])}"
-             f"de {low} à {high}. Corrigez-le dans la zone ***.")
+             f"de {low} à {high}{', avec un point, sans virgule' * (float in types)}. "
+             "Corrigez-le dans la zone ***.")
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128, "
          "256...), car le réseau divise ce côté plusieurs fois par deux.")
@@ -246,10 +247,12 @@ def verdict():
         return ("vos images se ressemblent tant que la loss en dit peu : jugez sur les "
                 "reconstructions, dans train_VAE.png, ou variez davantage les images.")
     first, half, last = (test_losses[k] for k in (0, (len(test_losses) - 1) // 2, -1))
-    # 30 % au-dessus de la loss, ou 5 % au-dessus de son minimum
-    if last > 1.3 * losses[-1] or losses[-1] < losses[0] and last > 1.05 * min(test_losses):
-        return ("la test loss remonte, ou reste bien plus haute que la loss : sur-apprentissage. "
-                "Il faudrait plus d'images, ou moins d'epochs.")
+    if losses[-1] < losses[0] and last > 1.05 * min(test_losses):     # remontée de 5 %
+        return ("la test loss remonte : sur-apprentissage. Il faudrait plus d'images, ou moins "
+                "d'epochs.")
+    if last > 1.3 * losses[-1]:                  # 30 % au-dessus de la loss
+        return ("la test loss reste bien plus haute que la loss : sur-apprentissage. Il faudrait "
+                "plus d'images (moins d'epochs n'aiderait que si la test loss remontait).")
     if last > 0.99 * first:                      # moins de 1 % de baisse en tout
         return "la test loss n'est pas vraiment descendue : changez epochs ou learning_rate."
     if half - last >= 0.07 * (first - last):     # la seconde moitié : 7 % de la descente, ou plus

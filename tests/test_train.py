@@ -255,7 +255,9 @@ def function_of_script(name, **names):
     return names[name]
 
 
-VERDICTS = {"sur-apprentissage": [([30, 20, 10], [30, 22, 14]), ([30, 28, 26], [31, 29, 32])],
+VERDICTS = {"bien plus haute que la loss : sur-apprentissage": [([30, 20, 10], [30, 22, 14])],
+            "remonte : sur-apprentissage": [([30, 28, 26], [31, 29, 32]),
+                                            ([30, 20, 10], [30, 20, 24])],
             "n'est pas vraiment descendue": [([30, 29.9], [31, 30.9]), ([5, 5, 5], [5, 5, 5]),
                                              ([20, 21, 22], [20, 21, 22])],
             "descendait encore": [([30, 20, 10], [30, 20, 10]), ([30, 20], [30, 25])],
