@@ -49,7 +49,7 @@ for name, types, low, high in [
         ("test_proportion", [float], 0.001, 0.9), ("seed", [int], 0, 2**32)]:
     value = globals()[name]       # la valeur de la variable qui porte ce nom
     if type(value) not in types or not low <= value <= high:
-        stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (types == [int])}"
+        stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (float not in types)}"
              f"de {low} à {high}{', avec un point, sans virgule' * (float in types)}. "
              "Corrigez-le dans la zone ***.")
 if images_size % 16:
@@ -252,7 +252,7 @@ def verdict():
                 "d'epochs.")
     if last > 1.3 * losses[-1]:                  # 30 % au-dessus de la loss
         return ("la test loss reste bien plus haute que la loss : sur-apprentissage. Il faudrait "
-                "plus d'images (moins d'epochs n'aiderait que si la test loss remontait).")
+                "plus d'images (moins d'epochs n'aideraient que si la test loss remontait).")
     if last > 0.99 * first:                      # moins de 1 % de baisse en tout
         return "la test loss n'est pas vraiment descendue : changez epochs ou learning_rate."
     if half - last >= 0.07 * (first - last):     # la seconde moitié : 7 % de la descente, ou plus

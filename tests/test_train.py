@@ -167,6 +167,15 @@ def test_bad_parameters(folder, name):
         assert time.monotonic() - start < 1.5, "le contrôle vient après PyTorch"
 
 
+@pytest.mark.parametrize("name, comma", [("beta", True), ("test_proportion", True), ("epochs", False)])
+def test_decimal_comma(folder, name, comma):
+    """« 0,5 » est pour Python le couple (0, 5) : le message nomme la virgule."""
+    kit.edit_zone(folder / "train_VAE.py", **{name: (0, 5)})
+    out = kit.run(folder / "train_VAE.py").stdout
+    assert f"Paramètre {name} = (0, 5)" in out and ("avec un point, sans virgule" in out) == comma
+    assert ("un nombre entier de" in out) != comma
+
+
 def start(folder, **zone):
     """Lance train_VAE.py sans l'attendre."""
     kit.edit_zone(folder / "train_VAE.py", **zone)
