@@ -29,7 +29,7 @@ batch_size = 64                  # images par pas, au plus (moins s'il y en a pe
 learning_rate = 0.002            # longueur des pas d'apprentissage *** 0.0001-0.005 ***
 beta = 1                         # poids de la divergence KL dans la loss *** 0.1-20 ***
 test_proportion = 0.2            # part des images mises de côté pour le test *** 0.1-0.5 ***
-seed = 35                        # un autre nombre : un autre tirage au hasard *** 0-1000 ***
+seed = 0                         # un autre nombre : un autre tirage au hasard *** 0-1000 ***
 # *************************************************************************************
 
 folder = Path(__file__).resolve().parent
@@ -381,6 +381,9 @@ with clear_messages():
         if not test_losses:
             raise
         print(f"\nArrêt demandé pendant l'epoch {epoch}.")
+    with uninterrupted(), torch.no_grad():     # à chaque slider, si possible, sa caractéristique
+        vae.turn_axes(torch.cat([vae.encode(to_batch(part))[0].cpu()
+                                 for part in in_parts(train_images[:2000])]))
     save_vae()
     saved_epoch = epoch
 

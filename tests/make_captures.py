@@ -80,11 +80,12 @@ def capture_train(folder):
 
 
 def capture_decode(screen, folder):
-    """La fenêtre de decode_VAE.py : à zéro, un slider tiré, une image réelle."""
+    """La fenêtre de decode_VAE.py : à zéro, le troisième slider tiré, une image réelle."""
     process = start(screen, folder / "decode_VAE.py")
     try:
         screen.xdotool("windowactivate", "--sync", screen.window("decode_VAE"))
-        for keys, name in [([], "decode_zero.png"), (["Right"] * 20, "decode_slider.png"),
+        for keys, name in [([], "decode_zero.png"),
+                           (["Tab"] * 2 + ["Right"] * 20, "decode_slider.png"),
                            (["i"], "decode_image.png")]:
             screen.xdotool("key", "--delay", 40, *keys) if keys else None
             time.sleep(2)                     # les petites images suivent

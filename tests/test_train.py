@@ -102,6 +102,45 @@ def test_refine_asleep():
     assert vae.encode(torch.rand(3, 3, 32, 32))[0].abs().max() < 1
 
 
+def test_turn_axes(trained):
+    """Des nombres indépendants, mélangés par une rotation, se retrouvent chacun sur son slider ; le
+    slider endormi reste où il est, les images et leurs reconstructions sont les mêmes. À la fin d'un
+    entraînement, c'est fait."""
+    torch.manual_seed(0)
+    vae, x = VAE(5, 32).eval(), torch.rand(8, 3, 32, 32)
+    mu = 3 * torch.rand(500, 5) - 1.5
+    mu[:, 1] = 0.01 * torch.randn(500)
+    mixing = torch.eye(5)
+    mixing[np.ix_([0, 2, 3, 4], [0, 2, 3, 4])] = torch.linalg.qr(torch.randn(4, 4))[0]
+    before, kl = vae.decode(vae.encode(x)[0]), total_kl(vae, x)
+    vae.turn_axes(mu @ mixing)
+    found = (mixing @ vae.axes).abs()
+    assert (found.max(dim=0).values > 0.99).all() and found[1, 1] == 1
+    torch.testing.assert_close(vae.decode(vae.encode(x)[0]), before)
+    torch.testing.assert_close(total_kl(vae, x), kl, rtol=0.01, atol=0)     # logvar : à peu près
+    vae.turn_axes(mu @ mixing @ vae.axes)                     # une seconde fois : rien à tourner
+    torch.testing.assert_close((mixing @ vae.axes).abs(), found, atol=1e-3, rtol=0)
+    axes = load_model(trained[0] / "model_VAE_64.pt").axes
+    torch.testing.assert_close(axes @ axes.T, torch.eye(4))
+    assert (axes - torch.eye(4)).abs().max() > 0.05, axes
+
+
+def total_kl(vae, x):
+    """La divergence KL moyenne d'une image, tous sliders ensemble."""
+    mu, logvar = vae.encode(x)
+    return ((mu.square() + logvar.exp() - 1 - logvar) / 2).sum(dim=1).mean()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mu", [torch.zeros(9, 4), torch.ones(1, 4), torch.eye(4)[:2], torch.eye(4)[:3]],
+                         ids=["endormis", "1", "2", "3"])
+def test_turn_axes_few(mu):
+    """Tous les sliders endormis, ou moins d'images que de sliders : une rotation quand même."""
+    vae = VAE(4, 32)
+    vae.turn_axes(mu)
+    torch.testing.assert_close(vae.axes @ vae.axes.T, torch.eye(4))
+
+
 def test_own_images_first(folder):
     """Dès que l'étudiant a ses images, même dans un sous-dossier, le jeu de départ ne sert plus."""
     (folder / "images" / "été").mkdir()
