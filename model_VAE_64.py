@@ -91,11 +91,10 @@ class VAE(nn.Module):
         self.latent_size, self.images_size = latent_size, images_size
         self.encoder = Encoder(latent_size, images_size)
         self.decoder = Decoder(latent_size, images_size)
-        # L'image moyenne, avant la sigmoïde : apprise. L'écart type des images autour d'elle, et les
-        # axes de z : des buffers, enregistrés avec les poids, mais que l'apprentissage ne change pas.
+        # L'image moyenne, avant la sigmoïde : apprise. Et l'écart type des images autour d'elle :
+        # un buffer, enregistré avec les poids, mais que l'apprentissage ne change pas.
         self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))
         self.register_buffer("contrast", torch.ones(()))
-        self.register_buffer("axes", torch.eye(latent_size))
 
     @torch.no_grad()
     def start_from(self, images):
@@ -111,22 +110,30 @@ class VAE(nn.Module):
     @torch.no_grad()
     def turn_axes(self, mu):
         """Quand tout est appris, tourne les axes de z : à chaque slider, si possible, sa
-        caractéristique. La loss n'en demandait pas tant : vue de 0, N(0, 1) est la même dans toutes
-        les directions. mu : les nombres des images, N×latent_size. Un mélange de nombres indépendants
-        est plus gaussien que chacun d'eux : on va donc vers les axes où ils le sont le moins (analyse
-        en composantes indépendantes, Hyvärinen 1999, « FastICA »)."""
-        def rotation(matrix):                              # celle qui en est la plus proche
+        caractéristique. La loss ne dit guère où les placer : vue de 0, N(0, 1) est la même dans toutes
+        les directions. mu : les nombres des images, N×latent_size. Rend les axes (une colonne chacun).
+
+        Un mélange de nombres indépendants est en général plus gaussien que chacun d'eux : on va donc
+        vers les axes où ils le sont le moins (« FastICA », Hyvärinen 1999)."""
+        def orthogonal(matrix):        # la plus proche dont les colonnes sont perpendiculaires
             u, _, v = torch.linalg.svd(matrix, full_matrices=False)
             return u @ v
 
+        axes = torch.eye(self.latent_size)
         awake = mu.std(dim=0, correction=0) > 0.3          # un slider endormi reste où il est
-        mu = (mu - mu.mean(dim=0))[:, awake].double()
-        white = rotation(mu) * len(mu) ** 0.5              # les mêmes, sans corrélation, variance 1
-        turn = torch.eye(white.shape[1]).double()
-        for _ in range(100):
-            y = torch.tanh(white @ turn)
-            turn = rotation(white.T @ y / len(y) - turn * (1 - y.square()).mean(dim=0))
-        self.axes[:, awake] = self.axes[:, awake] @ rotation(mu.T @ white @ turn).to(self.axes)
+        if len(mu) > 20 * awake.sum() > 0:                 # avec moins d'images, ce serait du hasard
+            white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5
+            turn = torch.eye(white.shape[1]).double()      # white : mu, sans corrélation, variance 1
+            for _ in range(100):
+                y = torch.tanh(white @ turn)
+                turn = orthogonal(white.T @ y / len(y) - turn * (1 - y.square()).mean(dim=0))
+            axes[:, awake] = axes[:, awake] @ turn.float()
+        # L'encodeur finit, et le décodeur commence, par une couche linéaire : elles tournent avec eux.
+        for weight in self.encoder[-1].parameters():
+            for_mu, for_logvar = weight.cpu().chunk(2)
+            weight.copy_(torch.cat([axes.T @ for_mu, axes.T.square() @ for_logvar]))    # à peu près
+        self.decoder[0].weight.copy_(self.decoder[0].weight.cpu() @ axes)
+        return axes
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar).
@@ -134,7 +141,6 @@ class VAE(nn.Module):
         mean = torch.sigmoid(self.mean.detach())   # detach : un repère ; seul decode l'apprend
         mu, logvar = self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
         logvar = logvar.clamp(max=0.5)     # sans cette borne, exp(logvar) s'emballe parfois
-        mu, logvar = mu @ self.axes, logvar @ self.axes.square()   # tournés (logvar, à peu près)
         if not self.training:              # par parts, pour ménager la mémoire
             mu = torch.cat([self.refine(*part) for part in zip(mu.split(32), x.split(32))])
         return mu, logvar
@@ -159,7 +165,7 @@ class VAE(nn.Module):
     def decode(self, z):
         """Les images que dessine le décodeur, de 0 à 1. (4 : sans cet élan, un trait discret, comme
         la couleur de la peau, passe parfois inaperçu au début, et aucun slider ne l'apprend.)"""
-        return torch.sigmoid(4 * self.decoder(z @ self.axes.T) + self.mean)
+        return torch.sigmoid(4 * self.decoder(z) + self.mean)
 
     def forward(self, x):
         """(reconstruction, mu, logvar), avec z = mu + sigma·epsilon (article, éq. 10)."""

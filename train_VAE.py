@@ -108,7 +108,7 @@ def clear_messages():
 
 @contextlib.contextmanager
 def uninterrupted():
-    """Un Ctrl-C qui arrive pendant une sauvegarde est ignoré : elle ne reste pas à moitié faite."""
+    """Ici, un Ctrl-C est ignoré : ce qui est commencé ne reste pas à moitié fait."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -384,8 +384,8 @@ with clear_messages():
     with uninterrupted(), torch.no_grad():     # à chaque slider, si possible, sa caractéristique
         vae.turn_axes(torch.cat([vae.encode(to_batch(part))[0].cpu()
                                  for part in in_parts(train_images[:2000])]))
-    save_vae()
-    saved_epoch = epoch
+        save_vae()
+        saved_epoch = epoch
 
 # %% Le bilan
 with clear_messages():

@@ -102,27 +102,22 @@ def test_refine_asleep():
     assert vae.encode(torch.rand(3, 3, 32, 32))[0].abs().max() < 1
 
 
-def test_turn_axes(trained):
+def test_turn_axes():
     """Des nombres indépendants, mélangés par une rotation, se retrouvent chacun sur son slider ; le
-    slider endormi reste où il est, les images et leurs reconstructions sont les mêmes. À la fin d'un
-    entraînement, c'est fait."""
+    slider endormi reste où il est ; images, reconstructions et KL totale sont les mêmes."""
     torch.manual_seed(0)
     vae, x = VAE(5, 32).eval(), torch.rand(8, 3, 32, 32)
-    mu = 3 * torch.rand(500, 5) - 1.5
-    mu[:, 1] = 0.01 * torch.randn(500)
+    numbers = 3 * torch.rand(500, 5) - 1.5
+    numbers[:, 1] = 0.01 * torch.randn(500)
     mixing = torch.eye(5)
     mixing[np.ix_([0, 2, 3, 4], [0, 2, 3, 4])] = torch.linalg.qr(torch.randn(4, 4))[0]
-    before, kl = vae.decode(vae.encode(x)[0]), total_kl(vae, x)
-    vae.turn_axes(mu @ mixing)
-    found = (mixing @ vae.axes).abs()
+    mu, before, kl = vae.encode(x)[0], vae.decode(vae.encode(x)[0]), total_kl(vae, x)
+    axes = vae.turn_axes(numbers @ mixing)
+    found = (mixing @ axes).abs()
     assert (found.max(dim=0).values > 0.99).all() and found[1, 1] == 1
-    torch.testing.assert_close(vae.decode(vae.encode(x)[0]), before)
+    torch.testing.assert_close(vae.encode(x)[0], mu @ axes, atol=1e-4, rtol=0)
+    torch.testing.assert_close(vae.decode(vae.encode(x)[0]), before, atol=1e-4, rtol=0)
     torch.testing.assert_close(total_kl(vae, x), kl, rtol=0.01, atol=0)     # logvar : à peu près
-    vae.turn_axes(mu @ mixing @ vae.axes)                     # une seconde fois : rien à tourner
-    torch.testing.assert_close((mixing @ vae.axes).abs(), found, atol=1e-3, rtol=0)
-    axes = load_model(trained[0] / "model_VAE_64.pt").axes
-    torch.testing.assert_close(axes @ axes.T, torch.eye(4))
-    assert (axes - torch.eye(4)).abs().max() > 0.05, axes
 
 
 def total_kl(vae, x):
@@ -132,13 +127,26 @@ def total_kl(vae, x):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("mu", [torch.zeros(9, 4), torch.ones(1, 4), torch.eye(4)[:2], torch.eye(4)[:3]],
-                         ids=["endormis", "1", "2", "3"])
-def test_turn_axes_few(mu):
-    """Tous les sliders endormis, ou moins d'images que de sliders : une rotation quand même."""
-    vae = VAE(4, 32)
-    vae.turn_axes(mu)
-    torch.testing.assert_close(vae.axes @ vae.axes.T, torch.eye(4))
+@pytest.mark.parametrize("mu, turned", [
+    (torch.zeros(99, 4), False), (torch.ones(1, 4), False), (torch.eye(4)[:3], False),
+    (torch.linspace(-2, 2, 84).repeat(4, 1).T, True)], ids=["endormis", "1", "3", "égaux"])
+def test_turn_axes_few(mu, turned):
+    """Tous les sliders endormis ou trop peu d'images : rien ne tourne. Tous égaux : pas d'erreur."""
+    axes = VAE(4, 32).turn_axes(mu)
+    torch.testing.assert_close(axes @ axes.T, torch.eye(4))
+    assert torch.equal(axes, torch.eye(4)) != turned
+
+
+def test_axes_turned_at_the_end(folder):
+    """train_VAE.py tourne les axes une fois, après la dernière epoch, avant d'enregistrer le modèle,
+    d'après les images d'entraînement."""
+    put_images(folder, 20)
+    with open(folder / "model_VAE_64.py", "a", encoding="utf-8") as file:
+        file.write("VAE.turn_axes = lambda vae, mu: (print('axes', *mu.shape), vae.mean.fill_(0))\n")
+    kit.edit_zone(folder / "train_VAE.py", epochs=2)
+    out = kit.run(folder / "train_VAE.py").stdout
+    assert re.search(r"Epoch 2/2 [^\n]*\naxes 16 4\nBilan", out) and out.count("axes 16 4") == 1, out
+    assert not load_model(folder / "model_VAE_64.pt").mean.any()      # le modèle d'après, donc
 
 
 def test_own_images_first(folder):
