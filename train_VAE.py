@@ -57,7 +57,7 @@ if images_size % 16:
          "256...), car le réseau divise ce côté plusieurs fois par deux.")
 if (type(images_folder) is not str or not images_folder.strip()
         or not os.path.isdir(folder / images_folder)):
-    stop(f"Paramètre images_folder = {images_folder!r} : ce dossier n'existe pas. Créez-le et "
+    stop(f"Paramètre images_folder = {images_folder!r} : il n'y a pas de dossier de ce nom. Créez-le, "
          "mettez-y des images, ou enregistrez-en avec record_images.py.")
 if (type(model_file) is not str or not model_file.endswith(".pt") or "\0" in model_file
         or os.path.isdir(folder / model_file) or not os.path.isdir((folder / model_file).parent)):
