@@ -108,32 +108,14 @@ class VAE(nn.Module):
         self.contrast.fill_(max(0.01, (some / 255 - mean).std()))
 
     @torch.no_grad()
-    def turn_axes(self, mu):
-        """Quand tout est appris, tourne les axes de z : à chaque slider, si possible, sa
-        caractéristique. La loss ne dit guère où les placer : vue de 0, N(0, 1) est la même dans toutes
-        les directions. mu : les nombres des images, N×latent_size. Rend les axes (une colonne chacun).
-
-        Un mélange de nombres indépendants est en général plus gaussien que chacun d'eux : on va donc
-        vers les axes où ils le sont le moins (« FastICA », Hyvärinen 1999)."""
-        def orthogonal(matrix):        # la plus proche dont les colonnes sont perpendiculaires
-            u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-            return u @ v
-
-        axes = torch.eye(self.latent_size)
-        awake = mu.std(dim=0, correction=0) > 0.3          # un slider endormi reste où il est
-        if len(mu) > 20 * awake.sum() > 0:                 # avec moins d'images, ce serait du hasard
-            white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5
-            turn = torch.eye(white.shape[1]).double()      # white : mu, sans corrélation, variance 1
-            for _ in range(100):
-                y = torch.tanh(white @ turn)
-                turn = orthogonal(white.T @ y / len(y) - turn * (1 - y.square()).mean(dim=0))
-            axes[:, awake] = axes[:, awake] @ turn.float()
-        # L'encodeur finit, et le décodeur commence, par une couche linéaire : elles tournent avec eux.
+    def turn(self, axes):
+        """Tourne les axes de z : mu devient mu @ axes (une matrice latent_size×latent_size, orthogonale),
+        logvar de même, à peu près. Ni les images dessinées ni les reconstructions ne changent :
+        l'encodeur finit, et le décodeur commence, par une couche linéaire, qui tourne avec eux."""
         for weight in self.encoder[-1].parameters():
-            for_mu, for_logvar = weight.cpu().chunk(2)
-            weight.copy_(torch.cat([axes.T @ for_mu, axes.T.square() @ for_logvar]))    # à peu près
-        self.decoder[0].weight.copy_(self.decoder[0].weight.cpu() @ axes)
-        return axes
+            for_mu, for_logvar = weight.chunk(2)
+            weight.copy_(torch.cat([axes.T @ for_mu, axes.T.square() @ for_logvar]))
+        self.decoder[0].weight.copy_(self.decoder[0].weight @ axes)
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar).

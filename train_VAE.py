@@ -187,6 +187,38 @@ def in_parts(images):
     return np.array_split(images, math.ceil(len(images) * images_size ** 2 / 2 ** 20))
 
 
+def independent_axes(mu):
+    """Les axes sur lesquels les nombres des images (mu : N×latent_size) sont le plus indépendants :
+    une matrice orthogonale, un axe par colonne. Un mélange de nombres indépendants est en général
+    plus gaussien que chacun d'eux ; on va vers le moins gaussien (« FastICA », Hyvärinen 1999)."""
+    def orthogonal(matrix):            # la plus proche dont les colonnes sont perpendiculaires
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        return u @ v
+
+    axes = torch.eye(latent_size)
+    awake = mu.std(dim=0, correction=0) > 0.3          # un slider endormi ne se mêle pas aux autres
+    if len(mu) > 20 * awake.sum() > 0:                 # avec moins d'images, ce serait du hasard
+        white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5
+        turn = torch.eye(white.shape[1]).double()      # white : mu, sans corrélation, de variance 1
+        for _ in range(100):
+            y = torch.tanh(white @ turn)
+            turn = orthogonal(white.T @ y / len(y) - turn * (1 - y.square()).mean(dim=0))
+        axes[np.ix_(awake, awake)] = turn.float()
+    return axes
+
+
+@torch.no_grad()
+def turn_axes():
+    """Tourne les axes de z : à chaque slider, si possible, sa caractéristique, celles qui pèsent le
+    plus en KL d'abord. La loss, elle, ne dit guère où les placer : vue de 0, N(0, 1) est la même dans
+    toutes les directions."""
+    codes = [vae.encode(to_batch(part)) for part in in_parts(train_images[:2000])]
+    mu, logvar = (torch.cat(some).cpu() for some in zip(*codes))
+    axes = independent_axes(mu)
+    kl = kl_divergence(mu @ axes, logvar @ axes.square()).mean(dim=0)
+    vae.turn(axes[:, kl.argsort(descending=True)].to(device))
+
+
 def draw_curves(size):
     """Les courbes de la loss et de la test loss, en fonction de l'epoch : une PIL.Image."""
     picture = Image.new("RGB", size, "white")
@@ -381,9 +413,8 @@ with clear_messages():
         if not test_losses:
             raise
         print(f"\nArrêt demandé pendant l'epoch {epoch}.")
-    with uninterrupted(), torch.no_grad():     # à chaque slider, si possible, sa caractéristique
-        vae.turn_axes(torch.cat([vae.encode(to_batch(part))[0].cpu()
-                                 for part in in_parts(train_images[:2000])]))
+    with uninterrupted():
+        turn_axes()
         save_vae()
         saved_epoch = epoch
 

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import itertools
 import multiprocessing
+import random
 import re
 import signal
 import subprocess
@@ -102,22 +103,18 @@ def test_refine_asleep():
     assert vae.encode(torch.rand(3, 3, 32, 32))[0].abs().max() < 1
 
 
-def test_turn_axes():
-    """Des nombres indépendants, mélangés par une rotation, se retrouvent chacun sur son slider ; le
-    slider endormi reste où il est ; images, reconstructions et KL totale sont les mêmes."""
+def test_turn():
+    """Tourner les axes : les images et leurs reconstructions sont les mêmes, mu a tourné, la KL totale
+    n'a presque pas changé."""
     torch.manual_seed(0)
     vae, x = VAE(5, 32).eval(), torch.rand(8, 3, 32, 32)
-    numbers = 3 * torch.rand(500, 5) - 1.5
-    numbers[:, 1] = 0.01 * torch.randn(500)
-    mixing = torch.eye(5)
-    mixing[np.ix_([0, 2, 3, 4], [0, 2, 3, 4])] = torch.linalg.qr(torch.randn(4, 4))[0]
+    axes = torch.linalg.qr(torch.randn(5, 5))[0]
     mu, before, kl = vae.encode(x)[0], vae.decode(vae.encode(x)[0]), total_kl(vae, x)
-    axes = vae.turn_axes(numbers @ mixing)
-    found = (mixing @ axes).abs()
-    assert (found.max(dim=0).values > 0.99).all() and found[1, 1] == 1
+    vae.turn(axes)
     torch.testing.assert_close(vae.encode(x)[0], mu @ axes, atol=1e-4, rtol=0)
     torch.testing.assert_close(vae.decode(vae.encode(x)[0]), before, atol=1e-4, rtol=0)
     torch.testing.assert_close(total_kl(vae, x), kl, rtol=0.01, atol=0)     # logvar : à peu près
+    assert (mu - mu @ axes).abs().max() > 0.01
 
 
 def total_kl(vae, x):
@@ -126,27 +123,56 @@ def total_kl(vae, x):
     return ((mu.square() + logvar.exp() - 1 - logvar) / 2).sum(dim=1).mean()
 
 
+def independent_axes(mu):
+    """La fonction de train_VAE.py, seule (le script, lui, entraîne)."""
+    tree = ast.parse((kit.ROOT / "train_VAE.py").read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == "independent_axes"]
+    names = {"torch": torch, "np": np, "latent_size": mu.shape[1]}
+    exec(compile(tree, "train_VAE.py", "exec"), names)
+    return names["independent_axes"](mu)
+
+
+def test_independent_axes():
+    """Des nombres indépendants, mélangés par une rotation, se retrouvent chacun sur un axe ; le
+    slider endormi ne s'y mêle pas."""
+    torch.manual_seed(0)
+    numbers = 3 * torch.rand(500, 5) - 1.5
+    numbers[:, 1] = 0.01 * torch.randn(500)
+    mixing = torch.eye(5)
+    mixing[np.ix_([0, 2, 3, 4], [0, 2, 3, 4])] = torch.linalg.qr(torch.randn(4, 4))[0]
+    axes = independent_axes(numbers @ mixing)
+    found = (mixing @ axes).abs()
+    assert (found.max(dim=0).values > 0.99).all() and found[1, 1] == 1
+    torch.testing.assert_close(axes @ axes.T, torch.eye(5))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("mu, turned", [
     (torch.zeros(99, 4), False), (torch.ones(1, 4), False), (torch.eye(4)[:3], False),
-    (torch.linspace(-2, 2, 84).repeat(4, 1).T, True)], ids=["endormis", "1", "3", "égaux"])
-def test_turn_axes_few(mu, turned):
+    (torch.full((99, 4), torch.nan), False), (torch.linspace(-2, 2, 84).repeat(4, 1).T, True)],
+    ids=["endormis", "1", "3", "nan", "égaux"])
+def test_no_axes(mu, turned):
     """Tous les sliders endormis ou trop peu d'images : rien ne tourne. Tous égaux : pas d'erreur."""
-    axes = VAE(4, 32).turn_axes(mu)
+    axes = independent_axes(mu)
     torch.testing.assert_close(axes @ axes.T, torch.eye(4))
     assert torch.equal(axes, torch.eye(4)) != turned
 
 
 def test_axes_turned_at_the_end(folder):
-    """train_VAE.py tourne les axes une fois, après la dernière epoch, avant d'enregistrer le modèle,
-    d'après les images d'entraînement."""
-    put_images(folder, 20)
+    """train_VAE.py tourne les axes une fois, après la dernière epoch, avant d'enregistrer le modèle :
+    sur le premier, la plus grande KL."""
+    put_images(folder, 120)
     with open(folder / "model_VAE_64.py", "a", encoding="utf-8") as file:
-        file.write("VAE.turn_axes = lambda vae, mu: (print('axes', *mu.shape), vae.mean.fill_(0))\n")
-    kit.edit_zone(folder / "train_VAE.py", epochs=2)
+        file.write("turn = VAE.turn\n"
+                   "VAE.turn = lambda vae, axes: print('axes', *axes.shape) or turn(vae, axes)\n")
+    kit.edit_zone(folder / "train_VAE.py", epochs=4, latent_size=6)
     out = kit.run(folder / "train_VAE.py").stdout
-    assert re.search(r"Epoch 2/2 [^\n]*\naxes 16 4\nBilan", out) and out.count("axes 16 4") == 1, out
-    assert not load_model(folder / "model_VAE_64.pt").mean.any()      # le modèle d'après, donc
+    assert re.search(r"Epoch 4/4 [^\n]*\naxes 6 6\nBilan", out) and out.count("axes 6 6") == 1, out
+    vae = load_model(folder / "model_VAE_64.pt").train()
+    files = random.Random(0).sample(sorted((folder / "images").glob("*.png")), 120)[24:]
+    mu, logvar = vae.encode(torch.stack([image_to_tensor(read_image(file, 64)) for file in files]))
+    kl = ((mu.square() + logvar.exp() - 1 - logvar) / 2).mean(dim=0)
+    assert torch.equal(kl, kl.sort(descending=True).values) and kl[0] > 0.5, kl
 
 
 def test_own_images_first(folder):
