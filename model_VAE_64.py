@@ -109,9 +109,9 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def turn(self, axes):
-        """Tourne les axes de z : mu devient mu @ axes (une matrice latent_size×latent_size, orthogonale),
-        logvar de même, à peu près. Ni les images dessinées ni les reconstructions ne changent :
-        l'encodeur finit, et le décodeur commence, par une couche linéaire, qui tourne avec eux."""
+        """Tourne les axes de z : mu devient mu @ axes (orthogonale, latent_size×latent_size), les
+        variances exp(logvar) suivent à peu près. L'encodeur finit, et le décodeur commence, par une
+        couche linéaire : ces deux couches tournent, le décodeur dessine les mêmes images."""
         for weight in self.encoder[-1].parameters():
             for_mu, for_logvar = weight.chunk(2)
             weight.copy_(torch.cat([axes.T @ for_mu, axes.T.square() @ for_logvar]))

@@ -57,8 +57,8 @@ if images_size % 16:
          "256...), car le réseau divise ce côté plusieurs fois par deux.")
 if (type(images_folder) is not str or not images_folder.strip()
         or not os.path.isdir(folder / images_folder)):
-    stop(f"Paramètre images_folder = {images_folder!r} : il n'y a pas de dossier de ce nom. Créez-le, "
-         "mettez-y des images, ou enregistrez-en avec record_images.py.")
+    stop(f"Paramètre images_folder = {images_folder!r} : il n'y a pas de dossier de ce nom. "
+         "Créez-le, mettez-y des images, ou enregistrez-en avec record_images.py.")
 if (type(model_file) is not str or not model_file.endswith(".pt") or "\0" in model_file
         or os.path.isdir(folder / model_file) or not os.path.isdir((folder / model_file).parent)):
     stop(f"Paramètre model_file = {model_file!r} : il faut un nom de fichier entre guillemets "
@@ -200,7 +200,7 @@ def independent_axes(mu):
     if len(mu) > 20 * awake.sum() > 0:                 # avec moins d'images, ce serait du hasard
         white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5
         turn = torch.eye(white.shape[1]).double()      # white : mu, sans corrélation, de variance 1
-        for _ in range(100):
+        for _ in range(100):                           # le point fixe de l'article, avec tanh
             y = torch.tanh(white @ turn)
             turn = orthogonal(white.T @ y / len(y) - turn * (1 - y.square()).mean(dim=0))
         axes[np.ix_(awake, awake)] = turn.float()
@@ -209,9 +209,9 @@ def independent_axes(mu):
 
 @torch.no_grad()
 def turn_axes():
-    """Tourne les axes de z : à chaque slider, si possible, sa caractéristique, celles qui pèsent le
-    plus en KL d'abord. La loss, elle, ne dit guère où les placer : vue de 0, N(0, 1) est la même dans
-    toutes les directions."""
+    """Tourne les axes de z, pour que chaque slider ait si possible sa caractéristique, et range les
+    sliders par KL décroissante. La loss, elle, ne dit guère où placer les axes : vue de 0,
+    N(0, 1) est la même dans toutes les directions."""
     codes = [vae.encode(to_batch(part)) for part in in_parts(train_images[:2000])]
     mu, logvar = (torch.cat(some).cpu() for some in zip(*codes))
     axes = independent_axes(mu)
