@@ -183,8 +183,18 @@ def to_batch(images):
 
 
 def in_parts(images):
-    """Coupe des images en parts d'un million de pixels au plus, pour ménager la mémoire."""
-    return np.array_split(images, math.ceil(len(images) * images_size ** 2 / 2 ** 20))
+    """Coupe des images en parts d'un demi-million de pixels environ, pour ménager la mémoire."""
+    return np.array_split(images, math.ceil(len(images) * images_size ** 2 / 2 ** 19))
+
+
+@torch.no_grad()
+def encode(images):
+    """Ce que l'encodeur répond pour des images : mu et logvar, deux tenseurs N×latent_size."""
+    codes, progress = [], Progress()
+    for part in in_parts(images):
+        progress.show(f"Encodage des images : {sum(len(mu) for mu, _ in codes)}/{len(images)}")
+        codes.append(vae.encode(to_batch(part)))
+    return [torch.cat(some).cpu() for some in zip(*codes)]
 
 
 def independent_axes(mu):
@@ -207,13 +217,11 @@ def independent_axes(mu):
     return axes
 
 
-@torch.no_grad()
 def turn_axes():
     """Tourne les axes de z, pour que chaque slider ait si possible sa caractéristique, et range les
     sliders par KL décroissante. La loss, elle, ne dit guère où placer les axes : vue de 0,
     N(0, 1) est la même dans toutes les directions."""
-    codes = [vae.encode(to_batch(part)) for part in in_parts(train_images[:2000])]
-    mu, logvar = (torch.cat(some).cpu() for some in zip(*codes))
+    mu, logvar = encode(train_images[:2000])
     axes = independent_axes(mu)
     kl = kl_divergence(mu @ axes, logvar @ axes.square()).mean(dim=0)
     vae.turn(axes[:, kl.argsort(descending=True)].to(device))
@@ -242,10 +250,9 @@ def draw_curves(size):
     return picture
 
 
-@torch.no_grad()
 def kl_of_sliders():
     """La KL de chaque slider, en nats, moyenne sur des images de test : latent_size nombres."""
-    return kl_divergence(*vae.encode(to_batch(in_parts(test_images)[0]))).mean(dim=0)
+    return kl_divergence(*encode(test_images[:128])).mean(dim=0)
 
 
 @torch.no_grad()
@@ -426,12 +433,7 @@ with clear_messages():
     if in_spyder:
         from IPython.display import display
         display(report)
-    latents, progress = [], Progress()
-    with torch.no_grad():
-        for part in in_parts(images):
-            progress.show(f"Calcul de latents.csv : {sum(map(len, latents))}/{len(images)}")
-            latents.append(vae.encode(to_batch(part))[0].cpu().numpy())
-    latents = np.concatenate(latents)
+    latents = encode(images)[0].numpy()       # mu : un tableau N×latent_size
     # L'explorateur de variables de Spyder ne montre pas vae : voici ses poids, en tableaux.
     weights = {name: tensor.cpu().numpy() for name, tensor in vae.state_dict().items()}
     table = io.StringIO(newline="")
