@@ -41,8 +41,8 @@ def first_stride(images_size):
 
 # Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
 class Encoder(nn.Sequential):
-    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar. Il a bien moins de poids
-    que le décodeur (dix fois, à 64×64) : résumer est plus facile que dessiner."""
+    """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar. À 64×64, il a dix fois
+    moins de poids que le décodeur : résumer est plus facile que dessiner."""
 
     def __init__(self, latent_size, images_size):
         s = first_stride(images_size)
@@ -109,12 +109,11 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def turn(self, axes):
-        """Tourne les axes de z : mu devient mu @ axes (orthogonale, latent_size×latent_size), les
-        variances exp(logvar) suivent à peu près. L'encodeur finit, et le décodeur commence, par une
-        couche linéaire : ces deux couches tournent, le décodeur dessine les mêmes images."""
-        for weight in self.encoder[-1].parameters():
-            for_mu, for_logvar = weight.chunk(2)
-            weight.copy_(torch.cat([axes.T @ for_mu, axes.T.square() @ for_logvar]))
+        """Tourne les axes de z : mu devient mu @ axes (une matrice orthogonale), et logvar, à peu
+        près, logvar @ axes² (la variance de a·z est a² fois celle de z). L'encodeur finit, et le
+        décodeur commence, par une couche linéaire : elles tournent, les images ne changent pas."""
+        for weight in self.encoder[-1].parameters():     # les poids, puis les biais
+            weight.copy_(torch.block_diag(axes.T, axes.T.square()) @ weight)     # mu, puis logvar
         self.decoder[0].weight.copy_(self.decoder[0].weight @ axes)
 
     def encode(self, x):
@@ -138,7 +137,7 @@ class VAE(nn.Module):
             y = self.decode(mu)
             error = (y - x).square().sum() + 0.05 * mu.square().sum()    # et mu reste près de 0
             gradient, = torch.autograd.grad(error, mu)
-            # Le long du gradient, l'erreur est presque une parabole : le pas va à son minimum.
+            # Le long du gradient, l'erreur est presque une parabole : le pas va au minimum, -b/2a.
             nudge = 0.01 * nn.functional.normalize(gradient, dim=1)
             change = (self.decode(mu - nudge) - y).flatten(1) / 0.01
             mu = mu - gradient / (2 * (change.square().sum(dim=1, keepdim=True) + 0.05))

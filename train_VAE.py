@@ -5,7 +5,7 @@ mesurée sur des images mises de côté, qu'il ne voit jamais. Le script laisse 
 - model_VAE_64.pt : le modèle, que decode_VAE.py ouvre ;
 - train_VAE.png, refait à chaque epoch : les courbes, des reconstructions, l'effet des sliders ;
 - latents.csv : pour chaque image, son chemin et les latent_size nombres qui la résument.
-Le cœur du script est la partie « L'apprentissage » ; le reste lit, montre et protège.
+Le cœur du script est la partie « L'apprentissage » ; le reste lit, montre, range et protège.
 """
 import contextlib
 import csv
@@ -189,7 +189,7 @@ def in_parts(images):
 
 @torch.no_grad()
 def encode(images):
-    """Ce que l'encodeur répond pour des images : mu et logvar, deux tenseurs N×latent_size."""
+    """mu (affiné, en mode eval) et logvar pour des images : deux tenseurs N×latent_size."""
     codes, progress = [], Progress()
     for part in in_parts(images):
         progress.show(f"Encodage des images : {sum(len(mu) for mu, _ in codes)}/{len(images)}")
@@ -199,17 +199,19 @@ def encode(images):
 
 def independent_axes(mu):
     """Les axes sur lesquels les nombres des images (mu : N×latent_size) sont le plus indépendants :
-    une matrice orthogonale, un axe par colonne. Un mélange de nombres indépendants est en général
-    plus gaussien que chacun d'eux ; on va vers le moins gaussien (« FastICA », Hyvärinen 1999)."""
-    def orthogonal(matrix):            # la plus proche dont les colonnes sont perpendiculaires
-        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-        return u @ v
+    une matrice orthogonale, un axe par colonne. Un mélange de nombres indépendants suit en général
+    une loi plus gaussienne, plus en cloche, que chacun d'eux : on va vers la moins gaussienne
+    (« FastICA », Hyvärinen 1999)."""
+    def orthogonal(matrix):            # la plus proche à colonnes perpendiculaires, de longueur 1
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u @ vh
 
     axes = torch.eye(latent_size)
     awake = mu.std(dim=0, correction=0) > 0.3          # un slider endormi ne se mêle pas aux autres
     if len(mu) > 20 * awake.sum() > 0:                 # avec moins d'images, ce serait du hasard
+        # white : mu, sans corrélation et de variance 1 (la KL l'en approche déjà)
         white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5
-        turn = torch.eye(white.shape[1]).double()      # white : mu, sans corrélation, de variance 1
+        turn = torch.eye(white.shape[1]).double()
         for _ in range(100):                           # le point fixe de l'article, avec tanh
             y = torch.tanh(white @ turn)
             turn = orthogonal(white.T @ y / len(y) - turn * (1 - y.square()).mean(dim=0))
@@ -219,8 +221,8 @@ def independent_axes(mu):
 
 def turn_axes():
     """Tourne les axes de z, pour que chaque slider ait si possible sa caractéristique, et range les
-    sliders par KL décroissante. La loss, elle, ne dit guère où placer les axes : vue de 0,
-    N(0, 1) est la même dans toutes les directions."""
+    sliders par KL décroissante. La loss, elle, ne dit guère où placer les axes : entre sliders
+    éveillés, les tourner ne la change presque pas."""
     mu, logvar = encode(train_images[:2000])
     axes = independent_axes(mu)
     kl = kl_divergence(mu @ axes, logvar @ axes.square()).mean(dim=0)
@@ -348,7 +350,7 @@ def kl_divergence(mu, logvar):
 def vae_loss(x, kl_slope=1):
     """La loss moyenne d'un lot N×3×S×S : la somme des erreurs au carré de chaque image, plus beta
     fois sa divergence KL (Kingma et Welling 2013, éq. 10 ; beta : Higgins et al. 2017).
-    `kl_slope`, de 0 à 1, adoucit la pente de la KL, qui corrige le réseau, mais pas sa valeur."""
+    `kl_slope`, de 0 à 1, réduit la part de la KL dans la correction du réseau, pas dans la loss."""
     reconstruction, mu, logvar = vae(x)
     error, kl = (reconstruction - x).square().sum(), beta * kl_divergence(mu, logvar).sum()
     kl = kl_slope * kl + (1 - kl_slope) * kl.detach()
