@@ -386,8 +386,8 @@ with clear_messages():
     # fused : le même calcul en une seule passe sur les poids, plus vite.
     optimizer = torch.optim.AdamW(vae.parameters(), max_lr, weight_decay=0.03, fused=True)
     # Des pas courts, vite plus longs, puis de plus en plus courts (Smith et Topin 2017).
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(
-        (step + 1) / (0.1 * steps), (1 + math.cos(math.pi * step / steps)) / 2))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / (0.1 * steps), 1 - step / steps))
     losses, test_losses = [], []
     start = saved_time = time.monotonic()
     try:
