@@ -190,10 +190,7 @@ def in_parts(images):
 @torch.no_grad()
 def encode(images):
     """mu (affiné, en mode eval) et logvar pour des images : deux tenseurs N×latent_size."""
-    codes, progress = [], Progress()
-    for part in in_parts(images):
-        progress.show(f"Encodage des images : {sum(len(mu) for mu, _ in codes)}/{len(images)}")
-        codes.append(vae.encode(to_batch(part)))
+    codes = [vae.encode(to_batch(part)) for part in in_parts(images)]
     return [torch.cat(some).cpu() for some in zip(*codes)]
 
 
@@ -435,7 +432,11 @@ with clear_messages():
     if in_spyder:
         from IPython.display import display
         display(report)
-    latents = encode(images)[0].numpy()       # mu : un tableau N×latent_size
+    latents, progress = [], Progress()
+    for part in in_parts(images):
+        progress.show(f"Calcul de latents.csv : {sum(map(len, latents))}/{len(images)}")
+        latents.append(encode(part)[0].numpy())
+    latents = np.concatenate(latents)
     # L'explorateur de variables de Spyder ne montre pas vae : voici ses poids, en tableaux.
     weights = {name: tensor.cpu().numpy() for name, tensor in vae.state_dict().items()}
     table = io.StringIO(newline="")
