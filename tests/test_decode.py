@@ -686,3 +686,4 @@ def test_ten_runs_in_one_spyder_console(folder, screen):
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+        errors.close()
