@@ -380,8 +380,9 @@ with clear_messages():
     # Un grand lot indique mieux la direction : ses pas sont plus longs (Malladi et al. 2022).
     max_lr = learning_rate * max(1, batch / 16) ** 0.5
     # weight_decay : les poids qui ne servent à rien s'effacent, le modèle invente moins de détails.
-    # fused : le même calcul en une seule passe sur les poids, plus vite.
-    optimizer = torch.optim.AdamW(vae.parameters(), max_lr, weight_decay=0.03, fused=True)
+    # fused : le même calcul en une seule passe sur les poids, plus vite (PyTorch 2.6 ou après).
+    optimizer = torch.optim.AdamW(vae.parameters(), max_lr, weight_decay=0.03,
+                                  fused=hasattr(torch, "accelerator"))
     # Des pas courts, vite plus longs, puis de plus en plus courts (Smith et Topin 2017).
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), 1 - step / steps))
