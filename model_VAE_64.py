@@ -23,6 +23,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import nn
 from torchvision.transforms import functional
 
+torch.from_numpy(np.empty(0))    # échoue dès l'import si NumPy est trop récent pour ce PyTorch
+
 MODEL_KIND = "VAE_64"     # écrit dans chaque modèle enregistré, vérifié à la lecture
 SIZES = range(16, 513, 16)    # côtés possibles d'une image : le réseau les divise par 8 ou par 16
 LATENT_SIZES = range(1, 257)  # nombres de sliders possibles

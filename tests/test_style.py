@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from kit import ROOT, SCRIPTS
+from packaging.requirements import Requirement      # vient avec pytest
 
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
 TREE = {name: ast.parse(text) for name, text in TEXT.items()}
@@ -197,11 +198,20 @@ def test_environment():
     lines = [line.split("#")[0].rstrip() for line in
              (ROOT / "environment.yml").read_text(encoding="utf-8").splitlines()]
     conda = [line[4:] for line in lines[lines.index("dependencies:"):] if re.match("  - ", line)]
-    pip = [line[8:] for line in lines if re.match("      - ", line)]
+    pip = [Requirement(line[8:]) for line in lines if re.match("      - ", line)]
     # Python, Spyder et pip par conda ; NumPy et PyTorch par pip, les deux : un seul OpenMP.
     assert [re.split("[=<>]", word)[0] for word in conda] == ["python", "spyder", "ipython", "pip",
                                                                "pip:"]
-    assert set(pip) == tests - {"spyder-kernels"}     # spyder-kernels vient avec Spyder
+    everywhere = [str(word) for word in pip if not word.marker]
+    assert sorted(everywhere) == sorted(tests - {"spyder-kernels"})   # il vient avec Spyder
+    # Sur un Mac Intel, et là seulement, le NumPy que PyTorch 2.2 sait lire.
+    intel_mac = {"sys_platform": "darwin", "platform_machine": "x86_64"}
+    special, = [word for word in pip if word.marker]
+    assert special.name == "numpy" and "1.26.4" in special.specifier
+    assert "2.0.0" not in special.specifier and special.marker.evaluate(intel_mac)
+    for other in ({"platform_machine": "arm64"}, {"sys_platform": "linux"},
+                  {"sys_platform": "win32", "platform_machine": "AMD64"}):
+        assert not special.marker.evaluate(intel_mac | other)
     channels = lines[lines.index("channels:") + 1:lines.index("dependencies:")]
     assert channels == ["  - conda-forge"]
 

@@ -249,6 +249,24 @@ def test_decimal_comma(folder, name, comma):
     assert ("un nombre entier de" in out) != comma
 
 
+@pytest.mark.parametrize("name", ["train_VAE.py", "decode_VAE.py"])
+def test_numpy_too_new(folder, name):
+    """Un PyTorch qui ne sait pas lire ce NumPy (Mac Intel) : une phrase à l'import, rien d'autre."""
+    if name == "decode_VAE.py":
+        pytest.importorskip("tkinter")
+    (folder / "model_VAE_64.pt").touch()
+    (folder / "lancer.py").write_text(f"""import runpy, torch
+def from_numpy(array):
+    raise RuntimeError("Numpy is not available")
+torch.from_numpy = from_numpy
+runpy.run_path({name!r}, run_name="__main__")
+""", encoding="utf-8")
+    result = kit.run("lancer.py", cwd=folder)
+    lines = result.stdout.splitlines()
+    assert result.returncode == 1 and lines[0] == "Chargement de PyTorch..." and len(lines) == 2
+    assert lines[1].startswith("Il manque une bibliothèque (Numpy is not available). Lancez Spyder")
+
+
 def start(folder, **zone):
     """Lance train_VAE.py sans l'attendre."""
     kit.edit_zone(folder / "train_VAE.py", **zone)
