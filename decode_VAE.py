@@ -15,10 +15,10 @@ from pathlib import Path
 
 # ******************************* PARAMÈTRES À MODIFIER *******************************
 model_file = "model_VAE_64.pt"   # modèle à ouvrir, enregistré par train_VAE.py
-images_size = 64                 # comme dans train_VAE.py *** 32-256 ***
-latent_size = 4                  # comme dans train_VAE.py : autant de sliders *** 1-32 ***
+images_size = 64                 # *** 32-256 *** comme dans train_VAE.py
+latent_size = 4                  # *** 1-32 *** comme dans train_VAE.py : autant de sliders
 images_folder = "images"         # dossier du bouton « Image réelle »
-camera = 0                       # numéro de la webcam *** 0-3 ***, ou un film : "film.mp4"
+camera = 0                       # *** 0-3 *** numéro de la webcam, ou un film : "film.mp4"
 # *************************************************************************************
 
 folder = Path(__file__).resolve().parent

@@ -18,8 +18,8 @@ from pathlib import Path
 
 # ******************************* PARAMÈTRES À MODIFIER *******************************
 images_folder = "images"   # dossier où les images sont enregistrées (créé s'il n'existe pas)
-images_size = 64           # côté des images, en pixels *** 32-256 ***
-camera = 0                 # numéro de la webcam *** 0-3 ***, ou "film.mp4" pour lire un film
+images_size = 64           # *** 32-256 *** côté des images, en pixels
+camera = 0                 # *** 0-3 *** numéro de la webcam, ou "film.mp4" pour lire un film
 # *************************************************************************************
 
 

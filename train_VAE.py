@@ -22,14 +22,14 @@ from pathlib import Path
 # ******************************* PARAMÈTRES À MODIFIER *******************************
 images_folder = "images"         # dossier des images (les sous-dossiers sont lus aussi)
 model_file = "model_VAE_64.pt"   # fichier où le modèle est enregistré
-images_size = 64                 # côté des images en pixels, multiple de 16 *** 32-256 ***
-latent_size = 4                  # combien de nombres résument une image *** 1-32 ***
-epochs = 40                      # combien de fois le modèle voit chaque image *** 5-200 ***
-batch_size = 64                  # images par pas, au plus (moins s'il y en a peu) *** 8-256 ***
-learning_rate = 0.002            # longueur des pas d'apprentissage *** 0.0001-0.005 ***
-beta = 1                         # poids de la divergence KL dans la loss *** 0.1-20 ***
-test_proportion = 0.2            # part des images mises de côté pour le test *** 0.1-0.5 ***
-seed = 0                         # un autre nombre : un autre tirage au hasard *** 0-1000 ***
+images_size = 64                 # *** 32-256 *** côté des images en pixels, multiple de 16
+latent_size = 4                  # *** 1-32 *** combien de nombres résument une image
+epochs = 40                      # *** 5-200 *** combien de fois le modèle voit chaque image
+batch_size = 64                  # *** 8-256 *** images par pas, au plus (moins s'il y en a peu)
+learning_rate = 0.002            # *** 0.0001-0.005 *** longueur des pas d'apprentissage
+beta = 1                         # *** 0.1-20 *** poids de la divergence KL dans la loss
+test_proportion = 0.2            # *** 0.1-0.5 *** part des images mises de côté pour le test
+seed = 0                         # *** 0-1000 *** un autre nombre : un autre tirage au hasard
 # *************************************************************************************
 
 folder = Path(__file__).resolve().parent

@@ -154,7 +154,7 @@ def test_known_traps(name):
 
 @pytest.mark.parametrize("name", SCRIPTS[1:])
 def test_zone(name):
-    """Chaque ligne de la zone : name = value   # un commentaire français, avec *** a-b ***."""
+    """Chaque ligne de la zone : name = value   # *** a-b *** un commentaire français."""
     lines = zone(name)
     assert lines and TEXT[name].splitlines().index(STARS) < 30
     columns = set()
@@ -168,6 +168,7 @@ def test_zone(name):
         assert comment.count("***") == 2 * len(ranges) and len(ranges) <= 1
         if type(ast.literal_eval(value)) is not str:
             (low, high), = ranges
+            assert line.rindex("***") < 60            # ce que montre Spyder sur 1366 pixels : 64
             assert float(low) <= ast.literal_eval(value) <= float(high) and float(low) < float(high)
     assert len(columns) == 1                          # les commentaires, bien alignés
     order = [ast.unparse(node.targets[0]) for node in TREE[name].body
