@@ -61,8 +61,7 @@ except Exception as error:
 finally:
     signal.signal(signal.SIGINT, ctrl_c)
 if not cv2.currentUIFramework():
-    stop("Cet OpenCV n'a pas de fenêtre : désinstallez opencv-python-headless, puis réinstallez "
-         "opencv-python.")
+    stop("Pas de fenêtre : désinstallez opencv-python-headless, puis réinstallez opencv-python.")
 
 
 # %% La caméra
@@ -77,9 +76,7 @@ def as_saved(frame):
 
 
 def read_camera(capture, film, arrived, stopping):
-    """Dépose chaque image de la caméra dans `arrived` ; à la fin, libère la caméra.
-
-    Dans un fil à part : la fenêtre répond même quand la caméra se tait."""
+    """Dépose les images dans `arrived`, dans un fil à part : une caméra muette ne fige rien."""
     position = 0
     while not stopping.is_set():
         try:
@@ -95,45 +92,47 @@ def read_camera(capture, film, arrived, stopping):
 
 
 # %% La fenêtre et les fichiers
+TITLE = "record_images"
+
+
 def show(image, recording):
     """Montre l'image agrandie ; tout ce qui l'entoure est rouge pendant l'enregistrement."""
     large = cv2.resize(image, (512, 512), interpolation=cv2.INTER_NEAREST)
     panel = cv2.copyMakeBorder(large, 16, 60, 16, 16, cv2.BORDER_CONSTANT,
                                value=(0, 0, 220) if recording else (60, 60, 60))
     # cv2.putText ne connaît pas les accents : ce texte s'en passe
-    text = f"{len(numbers) + recorded} images    Maintenir s : enregistrer    q : quitter"
-    cv2.putText(panel, text, (16, 564), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255, 255, 255), 1,
-                cv2.LINE_AA)
+    text = f"Images : {len(numbers) + recorded}    Maintenir s : enregistrer    q : quitter"
+    cv2.putText(panel, text, (16, 564), cv2.FONT_HERSHEY_SIMPLEX, 0.6, (255,) * 3, 1, cv2.LINE_AA)
     cv2.imshow(TITLE, panel)
 
 
 def save_image(image, path):
     """Écrit l'image sous un nom caché, puis la renomme : elle apparaît entière ou pas du tout."""
+    hidden = path.with_name(".image.part")
     for tries_left in reversed(range(15)):      # un antivirus tient parfois le fichier tout neuf
         try:    # avec Pillow : cv2.imwrite échoue sans rien dire sur un chemin accentué
             Image.fromarray(image[:, :, ::-1]).save(hidden, "PNG", compress_level=1)
             return os.rename(hidden, path)
         except OSError:
             if not tries_left:
+                hidden.unlink(missing_ok=True)
                 raise
             time.sleep(0.1)
 
 
 # %% L'enregistrement
-TITLE = "record_images"
 HOLD = 0.15         # secondes sans « s » après lesquelles la touche est tenue pour relâchée
 PAUSE = 2           # secondes, au plus, entre un appui et la première répétition de la touche
 PATIENCE = 5        # secondes sans image, ou d'images noires, après lesquelles on s'arrête
 CHECKS = f"""Vérifiez :
-- camera = {camera!r} : une autre webcam a un autre numéro ; un film est à côté de ce script ;
+- camera = {camera!r}, en haut du script (une autre webcam a un autre numéro, un film est à côté) ;
 - que la webcam est branchée, son volet ouvert ;
 - qu'aucun autre programme ne l'utilise (Teams, Zoom, navigateur, autre console) ;
 - que les réglages (Windows, macOS : Confidentialité et sécurité > Caméra) l'autorisent."""
 
 folder = Path(__file__).resolve().parent
 images_path = folder / images_folder
-hidden = images_path / ".image.part"
-film = type(camera) is str and (folder / camera).is_file()
+film = type(camera) is str and os.path.isfile(folder / camera)
 capture = cv2.VideoCapture()
 arrived, stopping = deque(maxlen=100), threading.Event()
 reader = threading.Thread(target=read_camera, args=(capture, film, arrived, stopping), daemon=True)
@@ -213,8 +212,6 @@ finally:
         reader.join(timeout=1)
     cv2.destroyAllWindows()
     cv2.waitKey(1)
-    with contextlib.suppress(OSError):
-        hidden.unlink(missing_ok=True)
     s = "s" * (recorded > 1)
     say(f"{recorded or 'Aucune'} image{s} enregistrée{s} dans {images_path} "
         f"({len(numbers) + recorded} en tout).")

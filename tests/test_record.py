@@ -106,17 +106,29 @@ class Recorder:
 
     def __init__(self, screen, folder, fake="", window=True, images_folder="images", **zone):
         edit_zone(folder / "record_images.py", images_folder=str(images_folder), **zone)
-        self.screen, self.images = screen, folder / images_folder
-        self.env = {**os.environ, **screen.env, "PYTHONIOENCODING": "cp1252", "PYTHONUNBUFFERED": "1",
-                    "XDG_SESSION_TYPE": "wayland"}                   # où Qt voudrait se plaindre
+        self.screen, self.folder, self.fake = screen, folder, fake
+        self.images = folder / images_folder
+        self.env = {**os.environ, **screen.env, "PYTHONIOENCODING": "cp1252",
+                    "PYTHONUNBUFFERED": "1", "XDG_SESSION_TYPE": "wayland"}     # Qt s'en plaindrait
         if fake is not None:
             (folder / "sitecustomize.py").write_text(FAKE, encoding="utf-8")
-            self.env |= {"FAKE": fake, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT / 'tests'}"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(folder / "record_images.py")], stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, encoding="cp1252", env=self.env)
+            self.env["FAKE"] = fake
+            self.env["PYTHONPATH"] = os.pathsep.join([str(folder), str(ROOT / "tests")])
+        self.start()
         if window:
-            wait_until(self.is_shown)
+            try:
+                wait_until(self.is_shown, timeout=10)
+            except AssertionError:      # blanche : « En cas de problème », dans README.md
+                self.process.kill()
+                self.process.communicate()
+                self.start()
+                wait_until(self.is_shown)
+
+    def start(self):
+        """Lance le script."""
+        self.process = subprocess.Popen(
+            [sys.executable, str(self.folder / "record_images.py")], env=self.env, text=True,
+            encoding="cp1252", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def is_shown(self):
         """Vrai quand une image de la caméra est là ; retient où est l'intérieur de la fenêtre."""
@@ -162,9 +174,10 @@ class Recorder:
                 for path in sorted(self.images.glob("image_0*.png"))]
 
     def end(self, *keys):
-        """Tape ces touches, attend la fin ; rend les lignes écrites dans la console."""
+        """Tape ces touches, attend la fin ; rend les lignes de la console, caméra libérée."""
         self.screen.xdotool("key", *keys)
         output = self.process.communicate(timeout=40)[0].splitlines()
+        assert "libre" in output or self.fake in (None, "muette", "absente")
         return [line for line in output if line != "libre"]
 
     def count(self, total):
@@ -198,8 +211,6 @@ def repeat_rate(screen, delay, interval):
     x11.XCloseDisplay(display)
 
 
-# ---------------------------------------------------------------- avant la fenêtre
-
 @pytest.mark.parametrize("name, values", [
     ("images_folder", ODD + [0, "", "  ", "images\test"]),
     ("images_size", ODD + ["64", 0, 7, 1025, 64.0]),
@@ -215,11 +226,11 @@ def test_bad_values(folder, name, values):
     assert name != "images_folder" or "avec / et non \\" in output.stdout
     script.write_text(re.sub(rf"(?m)^{name} = .*\n", "", script.read_text(encoding="utf-8")),
                       encoding="utf-8")
-    assert run(script).stdout == f"La ligne « {name} = ... » manque dans la zone *** : remettez-la.\n"
+    assert run(script).stdout.startswith(f"La ligne « {name} = ... » manque dans la zone ***")
 
 
 @pytest.mark.parametrize("code, display, words", [
-    ("raise ImportError(\"No module named 'cv2'\")", ":0", "(No module named 'cv2'). Lancez Spyder"),
+    ("raise ImportError('No module cv2')", ":0", "bibliothèque (No module cv2). Lancez Spyder"),
     ("currentUIFramework = str", ":0", "désinstallez opencv-python-headless"),
     ("", "", "Aucun écran : ")])
 def test_nothing_to_show_with(folder, tmp_path, code, display, words):
@@ -233,7 +244,7 @@ def test_nothing_to_show_with(folder, tmp_path, code, display, words):
 @pytest.mark.window
 @pytest.mark.parametrize("camera", [9, "absent.mp4", "record_images.py"])
 def test_real_opencv_without_camera(record, camera):
-    """Une caméra, un film qui n'existent pas : nos lignes, rien d'OpenCV ; console pleine : rien."""
+    """Une caméra, un film qui n'existent pas : nos lignes seules ; console pleine : rien."""
     recorder = record(camera=camera, window=False, fake=None)
     output = recorder.end()
     assert recorder.process.returncode == 1 and len(output) == 7
@@ -244,12 +255,10 @@ def test_real_opencv_without_camera(record, camera):
     assert result.returncode == 1 and result.stderr == b""
 
 
-# ---------------------------------------------------------------- la fenêtre, la touche « s »
-
 @pytest.mark.window
 @pytest.mark.parametrize("size", [64, 8, 1024])
 def test_the_window_shows_what_is_saved(record, tmp_path, size):
-    """Le carré du milieu, réduit par moyennes, en miroir, aux bonnes couleurs ; le compte change."""
+    """Le carré du milieu, réduit par moyennes, en miroir, bonnes couleurs ; le compte change."""
     frame = np.full((256, 320, 3), (255, 0, 255), np.uint8)     # hors du carré : magenta
     frame[:, 32:288] = (0, 0, 255)                              # le carré : rouge...
     frame[:128, 32:160] = (255, 0, 0)                           # ... en haut à gauche : bleu
@@ -264,8 +273,9 @@ def test_the_window_shows_what_is_saved(record, tmp_path, size):
         saved = np.asarray(saved)
     if size < 512:
         step = 256 // size
-        assert np.array_equal(window[16:528, 16:528], saved.repeat(2 * step, 0).repeat(2 * step, 1))
-        square = frame[:, 32:288, ::-1].reshape(size, step, size, step, 3)      # de BVR à RVB
+        large = saved.repeat(512 // size, axis=0).repeat(512 // size, axis=1)
+        assert np.array_equal(window[16:528, 16:528], large)
+        square = frame[:, 32:288, ::-1].reshape(size, step, size, step, 3)
         assert np.abs(saved - square.mean(axis=(1, 3))[:, ::-1]).max() <= 1
     wait_until(lambda: not np.array_equal(window[528:], recorder.picture()[528:]))
     assert recorder.end("q") == [*OPENING, recorder.count(1)]
@@ -292,7 +302,7 @@ def test_short_presses(record):
     recorder.press()
     recorder.screen.xdotool("key", "Caps_Lock")
     recorder.press()
-    recorder.screen.xdotool("key", "Caps_Lock", "Right", "Left", "F4", "a")   # Right : 0xFF53, « S »
+    recorder.screen.xdotool("key", "Caps_Lock", "Left", "F4", "a", "Right")     # 0xFF53 : « S »
     recorder.press()
     assert recorder.end("s", "q") == [*OPENING, recorder.count(4)]      # la dernière y est aussi
     assert recorder.numbers() == sorted(set(recorder.numbers()))
@@ -314,8 +324,6 @@ def test_a_machine_that_sleeps(record, screen):
     saved = recorder.numbers()
     assert saved == list(range(saved[0], saved[-1] + 1))
 
-
-# ---------------------------------------------------------------- la fin
 
 @pytest.mark.window
 @pytest.mark.parametrize("way", ["q", "Escape", "alt+F4", "Ctrl-C"])
@@ -340,8 +348,6 @@ def test_end_of_the_film(record, tmp_path):
     assert recorder.process.returncode == 0 and time.monotonic() - start > 6
 
 
-# ---------------------------------------------------------------- les fichiers
-
 @pytest.mark.window
 @pytest.mark.parametrize("name", ["été à la plage/Фото 😀", "absolu"])
 def test_numbering(record, folder, tmp_path, name):
@@ -365,18 +371,14 @@ def test_numbering(record, folder, tmp_path, name):
 
 @pytest.mark.window
 def test_kill(record, screen):
-    """kill -9 pendant un enregistrement, puis un autre : rien ne manque, rien n'est à moitié."""
-    total = 0
-    for _ in range(2):
-        recorder = record(images_size=256)
-        screen.xdotool("keydown", "s")
-        wait_until(lambda: len(list(recorder.images.glob("*.png"))) > total + 20)
-        recorder.process.kill()
-        recorder.process.wait()
-        screen.xdotool("keyup", "s")
-        total = len(recorder.numbers())
-        assert None not in recorder.numbers()
-        assert (recorder.images / f"image_{total:05d}.png").exists()
+    """kill -9 pendant un enregistrement : chaque image est entière."""
+    recorder = record(images_size=256)
+    screen.xdotool("keydown", "s")
+    wait_until(lambda: len(list(recorder.images.glob("*.png"))) > 20)
+    recorder.process.kill()
+    recorder.process.wait()
+    numbers = recorder.numbers()
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
 @pytest.mark.window
@@ -406,15 +408,14 @@ def test_folder_that_takes_nothing(record, screen, folder, case):
         subprocess.run(["umount", str(images)])
 
 
-# ---------------------------------------------------------------- la caméra, le disque
-
 @pytest.mark.window
 def test_cameras_that_fail(record, screen):
     """Absente, muette, noire, débranchée : une phrase et ce qu'il faut vérifier ; « q » répond."""
     silent = "Depuis 5 secondes, la caméra n'envoie que du noir, ou rien. Vérifiez :"
     first = record(fake="muette", window=False)
     screen.xdotool("windowactivate", "--sync", screen.window("record_images"))
-    assert first.end("q") == [*OPENING, first.count(0)]
+    wait_until(lambda: screen.xdotool("key", "q") or first.process.poll() is not None)
+    assert first.end() == [*OPENING, first.count(0)]
     recorders = {fake: record(fake=fake, window=False)
                  for fake in ("absente", "muette", "noire", "débranchée")}
     for fake, recorder in recorders.items():
