@@ -414,7 +414,7 @@ def test_model_edited(console, folder):
     ("decode_VAE", dict(model_file="film.avi"), "film.avi"),
     ("decode_VAE", dict(latent_size=2.5), "latent_size = 2.5"),
     ("record_images", dict(images_size=None), "images_size = None"),
-    ("record_images", dict(camera="absent.mp4"), "ce film ne s'ouvre pas")])
+    ("record_images", dict(camera="absent.mp4"), "La caméra ne s'ouvre pas")])
 def test_mistakes(console, folder, script, values, words):
     """Un message en français qui dit quoi, et rien d'autre : ni Traceback, ni « use %tb »."""
     edit_zone(folder / f"{script}.py", **values)
