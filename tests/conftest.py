@@ -13,6 +13,10 @@ import kit  # noqa: E402
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "window: un test qui ouvre une fenêtre sur un écran virtuel")
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Une copie du kit, dans un dossier dont le nom a une espace et un accent."""
