@@ -188,7 +188,7 @@ class Window(tk.Tk):
         self.original = self.answer = None        # l'image réelle, et z selon le modèle
         self.glide = None                         # le chemin des sliders : (départ, arrivée, heure)
         self.webcam = None
-        self.calm = 0                             # battements depuis le dernier changement
+        self.calm = 1                             # battements depuis le dernier changement
         self.events = {}                          # le dernier événement de chaque touche
         self.status = tk.Label(self, height=2, anchor="nw", justify="left", padx=12,
                                background="white", wraplength=width - 40)
@@ -197,7 +197,7 @@ class Window(tk.Tk):
         self.add_buttons()
         self.view = ttk.Label(self, anchor="center")
         self.view.pack(fill="both", expand=True, padx=10, pady=10)
-        self.view.bind("<Configure>", lambda event: self.draw())
+        self.view.bind("<Configure>", lambda event: self.draw())      # l'image, dès l'ouverture
         self.protocol("WM_DELETE_WINDOW", self.quit)
         self.attributes("-topmost", True)         # devant Spyder au début
         self.after(500, self.attributes, "-topmost", False)
@@ -293,7 +293,7 @@ class Window(tk.Tk):
                 "Touche w : arrêter la webcam et garder son image." if self.webcam else
                 "Bravo, vous faites mieux que lui !" if round(error, 1) < round(best, 1) else
                 "Défi : « Tout à zéro », puis retrouvez l'original, à gauche, avec les sliders."))
-        put_images(self.view, images, (self.view.winfo_width(), self.view.winfo_height()))
+        put_images(self.view, images, (self.view.winfo_width() - 4, self.view.winfo_height() - 4))
 
     def take_over(self, *_):
         """Un bouton, ou une main sur un slider, arrête ce qui bougeait tout seul."""
