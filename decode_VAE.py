@@ -302,18 +302,18 @@ class Window(tk.Tk):
             self.webcam.leaving = True
         self.webcam = None
 
-    # Les boutons
     def go(self, z):
         """Fait glisser les sliders jusqu'à ces nombres."""
         self.take_over()
         self.glide = self.z(), z, time.monotonic()
 
+    # Les boutons
     def at_random(self):
         self.original = None
         self.go(torch.randn(latent_size).tolist())
 
     def next_real_image(self):
-        for _ in self.files:                      # un tour au plus : l'illisible est passé
+        for _ in self.files:                      # un tour au plus, sans ce qui n'est pas une image
             self.files.append(self.files.pop(0))
             with contextlib.suppress(ValueError):
                 return self.go(self.encode(read_image(self.files[-1], images_size)))

@@ -49,7 +49,7 @@ tkinter.Misc.mainloop = lambda window, n=0: (spy(window), mainloop(window, n))
 runpy.run_path(script, run_name="__main__")
 """
 
-# Une caméra qui met deux secondes à s'ouvrir, dont une image sur deux est étrange, puis qui se tait
+# Une caméra qui met quatre secondes à s'ouvrir, dont une image sur deux est étrange, puis qui se tait
 CAMERA = """
 import cv2, numpy as np
 class Camera:
@@ -57,7 +57,7 @@ class Camera:
     grey = np.full((48, 64), 60, np.uint8)
     odd = [grey, grey[:0], None, grey.astype(np.uint16), 1 / 3, grey[:, :, None]]
     def __init__(self, source):
-        time.sleep(2)
+        time.sleep(4)
     def read(self):
         time.sleep(1 / 30)
         self.number += 1
@@ -65,7 +65,7 @@ class Camera:
             return False, None
         if self.number % 22 == 0:
             raise cv2.error("Unknown C++ exception from OpenCV code")
-        return True, [np.full((48, 64, 3), self.number, np.uint8), self.odd[self.number % 6]][self.number % 2]
+        return True, [np.full((48, 64, 3), self.number, np.uint8), self.odd[self.number // 2 % 6]][self.number % 2]
 cv2.VideoCapture = Camera
 """
 GAP = torch.ones(3, 64, 4)     # entre l'original et l'image dessinée
@@ -220,11 +220,11 @@ def test_strips_and_sleeping_slider(fenetre):
 def test_it_glides(fenetre):
     """Au hasard, tout à zéro : un chemin que l'œil suit ; un autre geste le prend en main."""
     for key in "h", "z":
-        drawn, way = fenetre.drawn(), set()
+        before = fenetre.drawn()
         fenetre.key(key)
-        wait_until(lambda: way.add(fenetre.numbers()[0]) or len(way) > 3)      # des étapes
         fenetre.calm()
-        assert fenetre.drawn() - drawn >= 5 and any(fenetre.numbers()) == (key == "h")
+        assert fenetre.drawn() - before >= 5, "sur une machine libre, plus de vingt"
+        assert any(fenetre.numbers()) == (key == "h")
         assert fenetre.shows(fenetre.decode(fenetre.numbers()))
     fenetre.click(fenetre.seen("TButton")[1])
     wait_until(lambda: any(fenetre.numbers()))
@@ -315,13 +315,13 @@ def test_saving(fenetre):
 
 # ------------------------------------------------------------------ la webcam
 def write_film(path):
-    """Un film de 5 s : rouge à gauche, à droite bleu, puis vert dans la seconde moitié."""
+    """Un film de 10 s : rouge à gauche, à droite bleu, puis vert dans la seconde moitié."""
     cv2 = pytest.importorskip("cv2")
     film = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (160, 120))
-    for number in range(150):
+    for number in range(300):
         frame = np.zeros((120, 160, 3), np.uint8)
         frame[:, :80, 2] = 255
-        frame[:, 80:, number // 75] = 255
+        frame[:, 80:, number // 150] = 255
         film.write(frame)
     film.release()
 
@@ -346,7 +346,7 @@ def test_webcam(folder, screen):
         fenetre.says("Défi")
         fenetre.key("w")                                       # et de nouveau, jusqu'à la fin
         start = time.monotonic()
-        assert fenetre.says("Fin du film.") == "black" and time.monotonic() - start > 4
+        assert fenetre.says("Fin du film.") == "black" and time.monotonic() - start > 8
         fenetre.key("w")
         wait_until(opened)
         screen.xdotool("key", "alt+F4")                        # fermée pendant la webcam
@@ -365,9 +365,9 @@ def test_bad_camera(folder, screen, fenetre):
         fenetre.key("w")
         fenetre.says("Ouverture")
         fenetre.key("w")
-        wait_until(lambda: "Ouverture" not in fenetre.status(), 1.9)
+        wait_until(lambda: "Ouverture" not in fenetre.status(), 3.8)
         fenetre.key("w", "h")
-        wait_until(lambda: any(fenetre.numbers()), 1.9)
+        wait_until(lambda: any(fenetre.numbers()), 3.8)
         fenetre.key("w")
         fenetre.says("Touche w")
         drawn = fenetre.drawn()
@@ -462,7 +462,7 @@ def test_runs_in_one_spyder_console(folder, screen):
                 content = message["content"]
                 text += content.get("text", "") + "\n".join(content.get("traceback", []))
                 if "La fenêtre est ouverte" in content.get("text", ""):
-                    time.sleep(0.5)
+                    time.sleep(1)
                     when_open()
             return text
 
@@ -470,15 +470,15 @@ def test_runs_in_one_spyder_console(folder, screen):
             client.wait_for_ready(60)
             script, memory = f"%runfile '{folder / 'decode_VAE.py'}'", []
             execute("import os, signal, psutil, tkinter; title = tkinter.Wm.wm_title")
-            for number in range(8):
-                if number == 6:
+            for number in range(6):
+                if number == 4:
                     execute("def stopped(*words):\n    os.kill(os.getpid(), signal.SIGINT)\n"
                             "    return title(*words)\ntkinter.Wm.title = stopped")
-                text = execute(script, manager.interrupt_kernel if number > 5 else lambda: screen.xdotool(
+                text = execute(script, manager.interrupt_kernel if number > 3 else lambda: screen.xdotool(
                     "key", "i", "h", "sleep", 0.3, "key", "alt+F4"))
                 assert len(text.splitlines()) == 3 and "La fenêtre est fermée." in text, text
                 memory.append(int(execute("print(psutil.Process().memory_info().rss // 2**20)")))
-            assert max(memory) - memory[2] < 15, f"la mémoire grandit : {memory} Mio"
+            assert max(memory) - memory[1] < 20, f"la mémoire grandit : {memory} Mio"
             assert "4" in execute("print(vae.latent_size)")
             errors.seek(0)
             assert "invalid command" not in errors.read(), "une fenêtre fermée vit encore"
