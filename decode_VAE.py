@@ -23,7 +23,8 @@ from itertools import count
 from pathlib import Path
 
 folder = Path(__file__).resolve().parent
-sys.path.insert(0, str(folder))      # pour trouver model_VAE_64.py, d'où que l'on lance
+sys.path.insert(0, str(folder))               # pour trouver model_VAE_64.py, d'où que l'on lance
+sys.modules.pop("model_VAE_64", None)         # relu à chaque fois : il a pu être modifié
 if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")     # une lettre inconnue de la console devient « ? »
 
@@ -35,19 +36,19 @@ def stop(message):
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
 
-for name in "model_file", "images_folder", "camera", "images_size", "latent_size":
+for name in "model_file", "images_size", "latent_size", "images_folder", "camera":
     if name not in globals():
-        stop(f"Paramètre {name} : sa ligne manque dans la zone ***.")
-    value = globals()[name]                      # les tailles seront comparées à celles du modèle
-    a_name = type(value) is str and value.strip() and min(value) >= " "
-    a_number = name == "camera" and type(value) is int and value in range(100)
-    if not (a_name or a_number or "size" in name):
+        stop(f"Il manque la ligne « {name} = ... » dans la zone ***.")
+for name, numbers in ("model_file", ()), ("images_folder", ()), ("camera", range(100)):
+    value = globals()[name]
+    if not (type(value) is int and value in numbers
+            or type(value) is str and value.strip() and min(value) >= " "):    # "images\test" : \t
         stop(f"Paramètre {name} = {value!r} : il faut un nom entre guillemets, avec / et non \\ "
-             "entre deux dossiers ; ou, pour une webcam, son numéro : 0, 1, 2...")
+             f"entre les dossiers{', ou un numéro de webcam (0, 1, 2...)' if numbers else ''}.")
 
-# %% Les bibliothèques
+# %% Les bibliothèques et le modèle
 print("Chargement de PyTorch...", flush=True)
-on_stop = signal.signal(signal.SIGINT, signal.SIG_IGN)   # arrêté ici, PyTorch resterait incomplet
+stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
 try:
     import tkinter as tk
     from tkinter import ttk
@@ -57,15 +58,17 @@ try:
     from model_VAE_64 import find_images, load_model, read_image
 except Exception as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
-         "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Pour "
-         "tkinter : sudo apt install python3-tk (Linux) ou brew install python-tk (macOS). Pour "
-         "une DLL de Windows, installez https://aka.ms/vs/17/release/vc_redist.x64.exe")
+         "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Sous "
+         "Windows, s'il est question de DLL : installez Visual C++, "
+         "https://aka.ms/vs/17/release/vc_redist.x64.exe. S'il est question de tkinter : sudo apt "
+         "install python3-tk (Linux), brew install python-tk (macOS).")
 finally:
-    signal.signal(signal.SIGINT, on_stop)
+    signal.signal(signal.SIGINT, stop_button)
 
-# %% Le modèle
 try:
     vae = load_model(folder / model_file).requires_grad_(False)      # il n'apprend plus
+except FileNotFoundError as error:
+    stop(f"{error} Lancez d'abord train_VAE.py.")
 except (OSError, ValueError) as error:
     stop(error)
 for name, here, there in [("images_size", images_size, vae.images_size),
@@ -375,7 +378,7 @@ try:
 except tk.TclError as error:
     stop(f"La fenêtre ne s'ouvre pas ({error}) : lancez decode_VAE.py depuis un bureau.")
 finally:
-    signal.signal(signal.SIGINT, on_stop)
+    signal.signal(signal.SIGINT, stop_button)
     torch.set_num_threads(threads)
     window = None
     gc.collect()            # Tk ne supporte pas d'être effacé plus tard, par un autre fil
