@@ -1,8 +1,6 @@
 """decode_VAE.py : la vraie fenêtre, à la souris et au clavier, sur un écran virtuel."""
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 import time
@@ -10,71 +8,89 @@ import time
 import numpy as np
 import pytest
 import torch
+from kit import Raw, Screen, copy_kit, edit_zone, run, wait_until
+from model_VAE_64 import VAE, find_images, read_image, save_model
 from PIL import Image
-from torch import nn
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from kit import ROOT, Raw, Screen, copy_kit, edit_zone, run, wait_until
-from model_VAE_64 import VAE, image_to_tensor, read_image, save_model, tensor_to_image
-
-# Lance un script en écrivant dans un fichier, trente fois par seconde, ce que contient sa fenêtre
+# Lance un script en écrivant sans cesse dans un fichier ce que contient sa fenêtre : ses widgets, et
+# combien de grandes images ont été dessinées. PREPARE est un texte Python exécuté avant.
 SPY = """
-import json, os, runpy, sys, tkinter
-script, out = sys.argv[1:]
+import json, os, runpy, sys, time, tkinter
+from PIL import ImageTk
+script, out, drawn = sys.argv[1], sys.argv[2], 0
+exec(os.environ.get("PREPARE", ""))
+
+class Counted(ImageTk.PhotoImage):
+    def __init__(self, image, **options):
+        global drawn
+        super().__init__(image, **options)
+        drawn += image.height > 150
+ImageTk.PhotoImage = Counted
 
 def widgets(parent):
     for widget in parent.winfo_children():
-        yield {"kind": widget.winfo_class(), "seen": widget.winfo_viewable(),
-               "x": widget.winfo_rootx(), "y": widget.winfo_rooty(),
-               "w": widget.winfo_width(), "h": widget.winfo_height(),
-               "asked": [widget.winfo_reqwidth(), widget.winfo_reqheight()],
-               **({"text": widget.cget("text")} if "text" in widget.keys() else {}),
-               **({"image": str(widget.cget("image")[0]), "side": int(widget.tk.call(
-                   "image", "height", widget.cget("image")))}
-                  if "image" in widget.keys() and widget.cget("image") else {}),
-               **({"value": widget.get()} if widget.winfo_class() == "TScale" else {})}
+        it = {"kind": widget.winfo_class(), "x": widget.winfo_rootx(), "y": widget.winfo_rooty(),
+              "w": widget.winfo_width(), "h": widget.winfo_height(), "asked": widget.winfo_reqwidth()}
+        it |= {key: str(widget.cget(key)) for key in ("text", "foreground", "image") if key in widget.keys()}
+        if it.get("image"):
+            it["size"] = [int(widget.tk.call("image", what, widget["image"])) for what in ("width", "height")]
+        yield it | ({"value": widget.get()} if it["kind"] == "TScale" else {})
         yield from widgets(widget)
 
 def spy(window):
-    window.after(30, spy, window)
-    try:
-        with open(out + ".part", "w") as file:
-            json.dump(list(widgets(window)), file)
-        os.replace(out + ".part", out)
-    except OSError:      # le test du disque plein
-        pass
+    window.after(25, spy, window)
+    with open(out + ".part", "w") as file:
+        json.dump([drawn, *widgets(window)], file)
+    os.replace(out + ".part", out)
 
 mainloop = tkinter.Misc.mainloop
-def spied(window, n=0):
-    window.bind("<F9>", lambda event: 1 / 0)      # pour le test d'une erreur dans la fenêtre
-    spy(window)
-    mainloop(window, n)
-tkinter.Misc.mainloop = spied
+tkinter.Misc.mainloop = lambda window, n=0: (spy(window), mainloop(window, n))
 runpy.run_path(script, run_name="__main__")
 """
 
+# Une caméra qui met quatre secondes à s'ouvrir, dont une image sur deux est étrange, puis qui se tait
+CAMERA = """
+import cv2, numpy as np
+class Camera:
+    number, isOpened, release = 0, lambda self: True, lambda self: None
+    grey = np.full((48, 64), 60, np.uint8)
+    odd = [grey, grey[:0], None, grey.astype(np.uint16), 1 / 3, grey[:, :, None]]
+    def __init__(self, source):
+        time.sleep(4)
+    def read(self):
+        time.sleep(1 / 30)
+        self.number += 1
+        if self.number > 90:
+            return False, None
+        if self.number % 22 == 0:
+            raise cv2.error("Unknown C++ exception from OpenCV code")
+        return True, [np.full((48, 64, 3), self.number, np.uint8), self.odd[self.number // 2 % 6]][self.number % 2]
+cv2.VideoCapture = Camera
+"""
+GAP = torch.ones(3, 64, 4)     # entre l'original et l'image dessinée
+window = pytest.mark.window
+
 
 def strong_vae(latent_size=4, images_size=64):
-    """Un VAE non entraîné, mais dont chaque nombre se voit (sauf z2, qui ne change rien)."""
+    """Un VAE non entraîné, mais dont chaque nombre se voit (sauf z2, qui ne change rien), et dont
+    l'encodeur rend des nombres qui sortent des sliders."""
     torch.manual_seed(1)
-    vae = VAE(latent_size, images_size).eval()
-    linears = [layer for layer in vae.decoder.modules() if isinstance(layer, nn.Linear)]
-    with torch.no_grad():
-        for linear in linears:
-            linear.weight *= 3
-        list(vae.decoder.parameters())[-2].mul_(30)
-        if latent_size > 1:
-            linears[0].weight[:, 1] = 0
-        last = [layer for layer in vae.encoder.modules() if isinstance(layer, nn.Linear)][-1]
-        last.weight *= 1000
+    vae = VAE(latent_size, images_size).eval().requires_grad_(False)
+    for weights in vae.decoder.parameters():
+        weights *= 4
+    vae.encoder[-1].weight *= 1000
+    vae.contrast.fill_(0.14)
+    if latent_size > 1:
+        vae.decoder[0].weight[:, 1] = 0
     return vae
 
 
 class Fenetre:
     """decode_VAE.py dans un autre processus : ce qu'on y voit, la souris, le clavier."""
 
-    def __init__(self, folder, screen, vae=None, **zone):
-        self.folder, self.screen = folder, screen
-        self.vae = vae or strong_vae()
+    def __init__(self, folder, screen, vae=None, prepare="", **zone):
+        self.folder, self.screen, self.vae = folder, screen, vae or strong_vae()
         save_model(self.vae, folder / "model_VAE_64.pt")
         edit_zone(folder / "decode_VAE.py", latent_size=self.vae.latent_size,
                   images_size=self.vae.images_size, **zone)
@@ -82,83 +98,64 @@ class Fenetre:
         self.out.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", SPY, str(folder / "decode_VAE.py"), str(self.out)],
-            env={**os.environ, **screen.env, "PYTHONIOENCODING": "utf-8"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-        try:
-            wait_until(lambda: self.out.exists() or self.process.poll() is not None, 60)
-            wait_until(lambda: self.seen("TLabel", "image générée"), 20)
-            self.calm()
-        except BaseException:
-            self.process.kill()
-            print(self.process.communicate()[0])
-            raise
+            env={**os.environ, **screen.env, "PYTHONIOENCODING": "utf-8", "PREPARE": prepare},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
 
     def __enter__(self):
+        wait_until(lambda: self.out.exists() or self.process.poll() is not None, 90)
+        self.calm()
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        self.process.kill()
+        print(self.process.communicate()[0])
 
-    def close(self):
-        """Ferme la fenêtre par sa croix ; rend ce que le script a écrit dans la console."""
-        self.screen.xdotool("windowclose" if not self.screen.manager else "key", "alt+F4")
-        return self.process.communicate(timeout=20)[0]
+    def seen(self, kind):
+        return [widget for widget in json.loads(self.out.read_text())[1:] if widget["kind"] == kind]
 
-    def seen(self, kind, text=None):
-        """Les widgets visibles de cette sorte, dans l'ordre (du texte `text`, une expression)."""
-        return [widget for widget in json.loads(self.out.read_text())
-                if widget["kind"] == kind and widget["seen"]
-                and (text is None or re.search(text, widget["text"]))]
+    def drawn(self):
+        return json.loads(self.out.read_text())[0]
 
-    def picture_label(self):
-        return self.seen("TLabel", "image générée|reconstruction")[0]
+    def numbers(self):
+        return [scale["value"] for scale in self.seen("TScale")]
 
-    def strips(self):
-        """Les rangées de petites images."""
-        return [label for label in self.seen("TLabel", "^$") if "image" in label]
-
-    def values(self):
-        """Les nombres écrits à côté des sliders."""
-        return [float(label["text"]) for label in self.seen("TLabel", r"^[+-]\d+\.\d\d$")]
+    def view(self):
+        return max((label for label in self.seen("TLabel")), key=lambda label: label["size"][1])
 
     def status(self):
-        """La ligne du bas."""
-        return max(self.seen("TLabel"), key=lambda label: label["y"])["text"]
+        return self.seen("Label")[0]["text"]
+
+    def says(self, words, timeout=30):
+        """Attend que la ligne de messages contienne ces mots ; rend sa couleur."""
+        wait_until(lambda: words in self.status(), timeout)
+        return self.seen("Label")[0]["foreground"]
 
     def calm(self):
         """Attend que plus rien ne change, petites images comprises."""
         def unchanged():
             before = self.out.read_text()
-            time.sleep(0.45)
+            time.sleep(0.5)
             return before == self.out.read_text()
         wait_until(unchanged, 30)
 
-    def look(self, label):
-        """Les pixels de l'écran sous un ttk.Label à une image carrée, son texte exclu."""
-        path = self.folder.parent / "screen.png"
-        self.screen.picture(path)
-        side = label["side"]
-        margin = (label["w"] - side) // 2
-        left, bottom = label["x"] + margin, label["y"] + label["h"] - margin
-        return np.asarray(Image.open(path).convert("RGB").crop(
-            (left, bottom - side, left + side, bottom)), dtype=float)
+    def decode(self, *codes):
+        return self.vae.decode(torch.tensor(codes, dtype=torch.float32))
 
-    def expected(self, z):
-        """L'image que le modèle dessine pour z, agrandie à la taille de la fenêtre."""
-        side = self.picture_label()["side"]
-        with torch.inference_mode():
-            picture = tensor_to_image(self.vae.decode(torch.tensor([z], dtype=torch.float32))[0])
-        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), dtype=float)
-
-    def shows(self, z, limit=1.5):
-        """L'image à l'écran est celle de z (à l'arrondi des nombres affichés près)."""
-        return abs(self.look(self.picture_label()) - self.expected(z)).mean() < limit
+    def shows(self, images, label=None, limit=2):
+        """Ces images (3×S×S), côte à côte, sont à l'écran, au milieu du label (la grande image)."""
+        label = label or self.view()
+        self.screen.picture(self.folder.parent / "screen.png")
+        width, height = label["size"]
+        left, top = label["x"] + (label["w"] - width) // 2, label["y"] + (label["h"] - height) // 2
+        seen = Image.open(self.folder.parent / "screen.png").convert("RGB")
+        wanted = to_pil_image(torch.cat(list(images), dim=2)).resize((width, height))
+        return np.abs(np.asarray(seen.crop((left, top, left + width, top + height)), float) - wanted).mean() < limit
 
     def key(self, *keys):
         self.screen.xdotool("key", "--delay", "30", *keys)
+
+    def hold(self, key):
+        self.screen.xdotool("keydown", key, "sleep", 1.2, "keyup", key)
 
     def click(self, widget, x=None, times=1):
         x = widget["x"] + (widget["w"] // 2 if x is None else x)
@@ -175,463 +172,274 @@ def shared(screen, tmp_path_factory):
 
 @pytest.fixture
 def fenetre(shared):
-    """La fenêtre partagée, tous les sliders à zéro."""
-    shared.key("z")
+    """La fenêtre partagée, sans original, tous les sliders à zéro."""
+    shared.key("h", "z")
     shared.calm()
     return shared
 
 
 # ------------------------------------------------------------------ l'image et les sliders
-def test_picture_is_there_from_the_start(fenetre):
-    """Avant tout geste : l'image de z = 0, grande, et un slider par nombre, à zéro."""
-    assert fenetre.picture_label()["side"] >= 384
-    assert [scale["value"] for scale in fenetre.seen("TScale")] == [0, 0, 0, 0]
-    assert fenetre.shows([0, 0, 0, 0])
-    assert not fenetre.shows([3, 0, 0, 0], 6)          # ce que regarde le test se voit
-
-
-def test_dragging(fenetre):
-    """L'image suit la souris ; d'une rafale d'événements, la dernière position gagne."""
-    scale = fenetre.seen("TScale")[2]
+@window
+def test_sliders_by_mouse_and_keys(fenetre):
+    """L'image de z = 0 est là dès le début ; elle suit la souris et les flèches."""
+    assert fenetre.view()["size"] >= [384, 384] and fenetre.numbers() == [0, 0, 0, 0]
+    assert fenetre.shows(fenetre.decode([0, 0, 0, 0]))
+    assert not fenetre.shows(fenetre.decode([3, 0, 0, 0]), limit=6)
+    scale, before = fenetre.seen("TScale")[2], fenetre.drawn()
     x, y = scale["x"] + scale["w"] // 2, scale["y"] + scale["h"] // 2
-    strips = [label["image"] for label in fenetre.strips()]
-    before = int(fenetre.picture_label()["image"].removeprefix("pyimage"))
     moves = [word for move in range(300) for word in ("mousemove", x + move % 100, y)]
-    fenetre.screen.xdotool("mousemove", x, y, "mousedown", 1, *moves, "mousemove", x + 120, y)
-    wait_until(lambda: fenetre.values()[2] > 1.4)
-    drawn = int(fenetre.picture_label()["image"].removeprefix("pyimage")) - before
-    fenetre.screen.xdotool("mouseup", 1)
+    fenetre.screen.xdotool("mousemove", x, y, "mousedown", 1, *moves, "mousemove", x + 120, y, "mouseup", 1)
     fenetre.calm()
-    z = [scale["value"] for scale in fenetre.seen("TScale")]
-    assert z[2] == pytest.approx(120 / (scale["w"] - 12) * 6, abs=0.03)
-    assert fenetre.values() == pytest.approx(z, abs=0.006) and z[:2] == [0, 0] and z[3] == 0
-    assert fenetre.shows(z)
-    assert 1 <= drawn < 290, "les événements d'une rafale ne sont pas réunis"
-    after = [label["image"] for label in fenetre.strips()]
-    assert len(after) == 4 and not set(after) & set(strips), "petites images pas redessinées"
-
-
-def test_mouse_and_arrows_on_a_slider(fenetre):
-    """Clic à côté du curseur : il y va. Flèches : un dixième. Double clic : zéro."""
+    z = fenetre.numbers()
+    assert z[2] == pytest.approx(120 / (scale["w"] - 30) * 6, abs=0.1) and z[:2] + z[3:] == [0, 0, 0]
+    assert fenetre.shows(fenetre.decode(z)) and fenetre.seen("TLabelframe")[2]["text"] == f"z3 = {z[2]:+.2f}"
+    assert 1 <= fenetre.drawn() - before < 290, "les événements d'une rafale ne sont pas réunis"
     scale = fenetre.seen("TScale")[0]
-    fenetre.click(scale, x=scale["w"] - 60)
-    wait_until(lambda: fenetre.values()[0] > 2)
-    value = fenetre.seen("TScale")[0]["value"]
-    assert value == pytest.approx(((scale["w"] - 60 - 6) / (scale["w"] - 12) - 0.5) * 6, abs=0.05)
+    fenetre.click(scale, x=scale["w"] - 60)                # un clic à côté du curseur
+    wait_until(lambda: fenetre.numbers()[0] > 1.8)
+    value = fenetre.numbers()[0]
     fenetre.key("Left", "Left", "Down", "Right")
-    wait_until(lambda: fenetre.seen("TScale")[0]["value"] == pytest.approx(value - 0.2))
-    fenetre.key("Tab", "Up")
-    wait_until(lambda: fenetre.seen("TScale")[1]["value"] == pytest.approx(0.1))
-    fenetre.key("End")
-    wait_until(lambda: fenetre.seen("TScale")[1]["value"] == 3)
-    fenetre.key("Right")
-    fenetre.click(scale, x=150, times=2)
-    wait_until(lambda: fenetre.seen("TScale")[0]["value"] == 0)
-    fenetre.calm()
-    assert fenetre.values() == [0, 3, 0, 0]
+    wait_until(lambda: fenetre.numbers()[0] == pytest.approx(value - 0.2))
+    fenetre.key("Tab", "End", "Right")
+    wait_until(lambda: fenetre.numbers()[1] == 3)
+    fenetre.click(scale, x=150, times=2)                   # un double clic
+    wait_until(lambda: fenetre.numbers()[0] == 0)
 
 
+@window
 def test_strips_and_sleeping_slider(fenetre):
     """Sous chaque slider, ce qu'il change de gauche à droite ; z2, sans effet, est « inactif »."""
-    notes = fenetre.seen("TLabel", "^inactif$")
-    scales = fenetre.seen("TScale")
-    assert len(notes) == 1 and scales[0]["y"] < notes[0]["y"] < scales[1]["y"]
-    strip = fenetre.strips()[0]
-    assert strip["y"] > scales[0]["y"] and strip["w"] > 6.5 * strip["h"]
-    path = fenetre.folder.parent / "screen.png"
-    fenetre.screen.picture(path)
-    left, top = strip["x"] + strip["w"] // 2, strip["y"] + strip["h"] // 2
-    width, height = 7 * strip["side"], strip["side"]
-    left, top = left - width // 2, top - height // 2
-    seen = Image.open(path).convert("RGB").crop((left, top, left + width, top + height))
-    with torch.inference_mode():
-        z = torch.zeros(7, 4)
-        z[:, 0] = torch.linspace(-3, 3, 7)
-        wanted = torch.cat(list(fenetre.vae.decode(z)), dim=2)
-    wanted = tensor_to_image(wanted).resize(seen.size, Image.Resampling.BICUBIC)
-    assert abs(np.asarray(seen, float) - np.asarray(wanted, float)).mean() < 8
-    assert abs(np.asarray(seen, float) - np.asarray(wanted, float)[:, ::-1]).mean() > 20
+    strips = [label for label in fenetre.seen("TLabel") if label["size"][1] < 100]
+    assert [strip["text"] for strip in strips] == ["", "inactif", "", ""]
+    images = fenetre.decode(*[[number, 0, 0, 0] for number in range(-3, 4)])
+    assert fenetre.shows(images, strips[0], 8) and not fenetre.shows(images.flip(0), strips[0], 20)
 
 
 # ------------------------------------------------------------------ les boutons et leurs touches
-def test_random_zero_and_bare_pixels(fenetre):
-    """Au hasard, à zéro, pixels nus : au clavier puis à la souris."""
-    fenetre.key("h")
-    wait_until(lambda: any(fenetre.values()))
-    fenetre.calm()
-    first = fenetre.values()
-    drawn = [scale["value"] for scale in fenetre.seen("TScale")]     # sans l'arrondi de l'affichage
-    assert all(-6 < value < 6 for value in first) and len(set(drawn)) == 4
-    assert fenetre.shows(drawn)
-    fenetre.key("z")
-    wait_until(lambda: not any(fenetre.values()))
-    fenetre.click(fenetre.seen("TButton", "Au hasard")[0])
-    wait_until(lambda: any(fenetre.values()))
-    assert fenetre.values() != first
-    fenetre.key("0")
-    wait_until(lambda: not any(fenetre.values()))
-    fenetre.key("h")
-    wait_until(lambda: any(fenetre.values()))
-    fenetre.click(fenetre.seen("TButton", "Tout à zéro")[0])
-    wait_until(lambda: not any(fenetre.values()))
-    fenetre.key("p")
-    fenetre.calm()
-    bare = fenetre.look(fenetre.picture_label())
-    size = len(bare) / 64
-    flat = bare[int(10 * size) + 2:int(11 * size) - 2, int(20 * size) + 2:int(21 * size) - 2]
-    assert np.ptp(flat, axis=(0, 1)).max() == 0, "un pixel nu est un carré d'une seule couleur"
-    fenetre.click(fenetre.seen("TCheckbutton", "Pixels nus")[0])
-    fenetre.calm()
-    assert fenetre.shows([0, 0, 0, 0])
-
-
-def test_real_images(fenetre):
-    """La touche i montre l'original à côté de sa reconstruction, et les nombres de l'encodeur,
-    même au-delà de 3."""
-    folder, seen, biggest = fenetre.folder / "images" / "exemple", [], 0
-    for press in range(2):
-        if press:
-            fenetre.click(fenetre.seen("TButton", "Image réelle")[0])
-        else:
-            fenetre.key("i")
+@window
+def test_it_glides(fenetre):
+    """Au hasard, tout à zéro : un chemin que l'œil suit ; un autre geste le prend en main."""
+    for key in "h", "z":
+        before = fenetre.drawn()
+        fenetre.key(key)
         fenetre.calm()
-        label = fenetre.seen("TLabel", "original : ")[0]
-        seen.append(label["text"].removeprefix("original : "))
-        original = read_image(folder / seen[-1], 64)
-        with torch.inference_mode():
-            mu = fenetre.vae.encode(image_to_tensor(original)[None])[0][0].tolist()
-        biggest = max(biggest, *map(abs, mu))
-        assert fenetre.values() == pytest.approx(mu, abs=0.006)
-        assert fenetre.shows(mu)
-        enlarged = original.resize(2 * [label["side"]], Image.Resampling.BICUBIC)
-        assert abs(fenetre.look(label) - np.asarray(enlarged, float)).mean() < 1
-        assert label["side"] >= 384
-        assert label["x"] + label["w"] <= fenetre.picture_label()["x"] + 1
-    assert biggest > 3, "le test veut un nombre hors du slider"
-    assert seen[0] != seen[1]
-    fenetre.key("Right")                                    # ce n'est plus une reconstruction
-    wait_until(lambda: fenetre.seen("TLabel", "image générée"))
-    assert fenetre.seen("TLabel", "original : ") and not fenetre.seen("TLabel", "reconstruction")
+        assert fenetre.drawn() - before >= 5, "sur une machine libre, plus de vingt"
+        assert any(fenetre.numbers()) == (key == "h")
+        assert fenetre.shows(fenetre.decode(fenetre.numbers()))
+    fenetre.click(fenetre.seen("TButton")[1])
+    wait_until(lambda: any(fenetre.numbers()))
+    fenetre.click(fenetre.seen("TScale")[3], x=60)
+    fenetre.calm()
+    assert fenetre.numbers()[3] < -1.5, "une main sur un slider l'emporte"
+
+
+def errors(fenetre):
+    """Les deux erreurs que dit la ligne de messages."""
+    return [float(word.rstrip(".")) for word in fenetre.status().split() if word[0].isdigit()]
+
+
+@window
+def test_real_images_and_challenge(fenetre):
+    """L'original à gauche, à droite ce que le modèle en dessine ; puis le défi."""
+    seen = []
+    for path in find_images(fenetre.folder / "images")[:2]:
+        fenetre.click(fenetre.seen("TButton")[2]) if seen else fenetre.key("i")
+        fenetre.calm()
+        original = to_tensor(read_image(path, 64))
+        mu = fenetre.vae.encode(original[None])[0][0].tolist()
+        seen += fenetre.numbers()
+        assert fenetre.numbers() == pytest.approx(mu, abs=1e-3) and fenetre.view()["size"][1] >= 384
+        drawn, blank = fenetre.decode(mu, [0, 0, 0, 0])
+        assert fenetre.shows([original, GAP, drawn])
+        best, mine = [(image - original).square().sum().item() for image in (drawn, blank)]
+        assert errors(fenetre) == pytest.approx([best, best], rel=1e-3)
+    assert max(map(abs, seen)) > 3, "le test veut un nombre hors du slider"
     fenetre.key("z")
-    wait_until(lambda: fenetre.seen("TLabel", "image générée"))
-    assert not fenetre.seen("TLabel", "original")
+    fenetre.calm()
+    assert fenetre.shows([original, GAP, blank]) and errors(fenetre) == pytest.approx([mine, best], rel=1e-3)
+    fenetre.click(fenetre.seen("TScale")[0], x=40)
+    wait_until(lambda: errors(fenetre)[0] != pytest.approx(mine, rel=1e-3))
+    fenetre.key("h")
+    fenetre.calm()
+    assert fenetre.shows(fenetre.decode(fenetre.numbers()))
+    assert "Défi" in fenetre.status(), "la fenêtre dit que l'on peut y jouer"
 
 
-def test_own_images_unreadable_and_none(folder, screen):
+@window
+def test_own_images_none_and_no_opencv(folder, screen):
     """Les images de l'étudiant d'abord, en boucle, sans les illisibles ; aucune : un message."""
     images = folder / "images"
     (images / "sous").mkdir()
     Image.new("RGB", (90, 50), "red").save(images / "b_rouge.png")
     Image.new("RGB", (9, 90), "blue").save(images / "sous" / "bleu.jpg")
     (images / "a.png").write_bytes(b"pas une image")
-    (images / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (folder / "cv2.py").write_text("raise ImportError('pour le test')", encoding="utf-8")
     with Fenetre(folder, screen) as fenetre:
-        for name in "b_rouge.png", "bleu.jpg", "b_rouge.png":
+        for color in (1, 0, 0), (0, 0, 1), (1, 0, 0):
             fenetre.key("i")
-            label = wait_until(lambda: fenetre.seen("TLabel", f"original : {name}"))[0]
-        fenetre.calm()
-        assert fenetre.look(label).mean(axis=(0, 1)) == pytest.approx([255, 0, 0], abs=1)
+            fenetre.calm()
+            original = torch.tensor(color).float()[:, None, None].expand(3, 64, 64)
+            assert fenetre.shows([original, GAP, *fenetre.decode(fenetre.numbers())])
         (images / "b_rouge.png").unlink()
         (images / "sous" / "bleu.jpg").unlink()
         fenetre.key("i")
-        wait_until(lambda: fenetre.seen("TLabel", "original : visage_000.png"))
-    edit_zone(folder / "decode_VAE.py", images_folder="rien du tout")
-    with Fenetre(folder, screen) as fenetre:
-        fenetre.key("i")
-        wait_until(lambda: "Aucune image lisible" in fenetre.status()
-                   and "rien du tout" in fenetre.status())
-        fenetre.key("h")
-        wait_until(lambda: any(fenetre.values()))
+        assert fenetre.says("Aucune image lisible") != "black"
+        fenetre.key("w")
+        fenetre.says("Il manque OpenCV")
 
 
-def test_saving_never_overwrites(fenetre):
-    """Chaque image enregistrée a un nom nouveau et contient ce que montre la fenêtre."""
-    kept = fenetre.folder / "decode_VAE_002.png"
+@window
+def test_saving(fenetre):
+    """Un nom nouveau, qui porte les nombres ; une touche maintenue n'écrit qu'un fichier ; disque
+    plein : un message d'une autre couleur, aucun débris, rien ne bouge, et la fenêtre continue."""
+    kept = fenetre.folder / "decode_VAE_001_+0.00_+0.00_+0.00_+0.00.png"
     kept.write_bytes(b"hier")
-    fenetre.key("e")
-    wait_until(lambda: "decode_VAE_001.png" in fenetre.status())
     fenetre.key("h")
-    wait_until(lambda: any(fenetre.values()))
     fenetre.calm()
-    fenetre.click(fenetre.seen("TButton", "Enregistrer")[0])
-    wait_until(lambda: "decode_VAE_003.png" in fenetre.status())
-    assert kept.read_bytes() == b"hier"
-    saved = np.asarray(Image.open(fenetre.folder / "decode_VAE_003.png"), float)
-    assert saved.shape == fenetre.look(fenetre.picture_label()).shape
-    assert abs(saved - fenetre.look(fenetre.picture_label())).max() <= 1
-    assert abs(np.asarray(Image.open(fenetre.folder / "decode_VAE_001.png"), float)
-               - fenetre.expected([0, 0, 0, 0])).max() <= 1
-
-
-def test_full_disk(fenetre):
-    """Disque plein en cours d'écriture : un message, aucun débris, et la fenêtre continue."""
-    limit = ["prlimit", "--pid", str(fenetre.process.pid)]
-    if subprocess.run([*limit, "--fsize=1000:"], stderr=subprocess.DEVNULL).returncode:
+    fenetre.hold("e")
+    path = fenetre.folder / "_".join(["decode_VAE_002", *(f"{z:+.2f}" for z in fenetre.numbers())])
+    assert fenetre.says(path.name + ".png") == "black" and kept.read_bytes() == b"hier"
+    wanted = to_pil_image(fenetre.decode(fenetre.numbers())[0]).resize((512, 512))
+    assert np.abs(np.asarray(Image.open(f"{path}.png"), float) - wanted).mean() < 2
+    limit, buttons = ["prlimit", "--pid", str(fenetre.process.pid)], fenetre.seen("TButton")
+    if subprocess.run([*limit, "--fsize=30000:"], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("prlimit ne fonctionne pas ici")
-    before = set(fenetre.folder.glob("decode_VAE_*.png"))
     fenetre.key("e")
-    time.sleep(1)
+    time.sleep(1)      # l'espion non plus ne peut pas écrire
     subprocess.run([*limit, "--fsize=unlimited:"], check=True)
-    wait_until(lambda: "Impossible d'écrire" in fenetre.status())
-    assert set(fenetre.folder.glob("decode_VAE_*.png")) == before
+    assert fenetre.says("Impossible d'écrire") != "black" and fenetre.seen("TButton") == buttons
+    assert len(list(fenetre.folder.glob("decode_VAE_*.png"))) == 2
     fenetre.key("e")
-    wait_until(lambda: "Image enregistrée" in fenetre.status())
+    fenetre.says("decode_VAE_003")
 
 
 # ------------------------------------------------------------------ la webcam
-def write_film(path, frames=60):
-    """Un film 160×120 : rouge à gauche, à droite bleu, puis vert dans la seconde moitié."""
+def write_film(path):
+    """Un film de 10 s : rouge à gauche, à droite bleu, puis vert dans la seconde moitié."""
     cv2 = pytest.importorskip("cv2")
     film = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (160, 120))
-    for number in range(frames):
+    for number in range(300):
         frame = np.zeros((120, 160, 3), np.uint8)
         frame[:, :80, 2] = 255
-        frame[:, 80:, 0 if number < frames // 2 else 1] = 255
+        frame[:, 80:, number // 150] = 255
         film.write(frame)
     film.release()
 
 
-def opened(process, name):
-    """Le processus a-t-il ce fichier ouvert ?"""
-    links = [f"/proc/{process.pid}/fd/{fd}" for fd in os.listdir(f"/proc/{process.pid}/fd")]
-    return any(os.path.islink(link) and name in os.readlink(link) for link in links)
-
-
+@window
 def test_webcam(folder, screen):
     """Le film tient lieu de webcam : les sliders suivent, l'original est en miroir, couleurs
-    justes ; la caméra est rendue quand on relâche le bouton, et à la fin du film."""
-    write_film(folder / "film.avi", 120)
+    justes ; w, même maintenue, l'ouvre ou la ferme une fois ; une main sur un slider l'arrête."""
+    write_film(folder / "film.avi")
     with Fenetre(folder, screen, camera="film.avi") as fenetre:
-        fenetre.click(fenetre.seen("TCheckbutton", "Webcam")[0])
-        wait_until(lambda: fenetre.seen("TLabel", "^webcam$"))
-        time.sleep(0.5)                                        # les deux images sont en place
-        label = fenetre.seen("TLabel", "^webcam$")[0]
-        assert opened(fenetre.process, "film.avi")
-        seen = fenetre.look(label)
-        third = len(seen) // 3
-        assert seen[:, -third:].mean(axis=(0, 1)) == pytest.approx([255, 0, 0], abs=12)
-        assert seen[:, :third].mean(axis=(0, 1)) == pytest.approx([0, 0, 255], abs=12)
-        first = fenetre.values()
-        assert any(first)
-        wait_until(lambda: fenetre.values() != first, 15)      # la seconde moitié
-        fenetre.key("w")
-        wait_until(lambda: not opened(fenetre.process, "film.avi"))
-        fenetre.calm()                                         # plus rien ne bouge
-        assert fenetre.shows([scale["value"] for scale in fenetre.seen("TScale")])
+        def opened():
+            links = os.listdir(f"/proc/{fenetre.process.pid}/fd")
+            return "film.avi" in str([os.path.realpath(f"/proc/{fenetre.process.pid}/fd/{fd}") for fd in links])
+        fenetre.hold("w")
+        fenetre.says("Touche w")
+        first, original = fenetre.numbers(), torch.zeros(3, 64, 64)
+        original[2, :, :32] = original[0, :, 32:] = 1
+        assert opened() and fenetre.shows([original, GAP, *fenetre.decode(first)], limit=8)
+        wait_until(lambda: fenetre.numbers() != pytest.approx(first, abs=0.5), 15)   # seconde moitié
+        fenetre.click(fenetre.seen("TScale")[0], x=60)
+        wait_until(lambda: not opened())
+        wait_until(lambda: "Touche w" not in fenetre.status())
         fenetre.key("w")                                       # et de nouveau, jusqu'à la fin
-        wait_until(lambda: opened(fenetre.process, "film.avi"))
-        wait_until(lambda: fenetre.status() == "Fin du film.", 30)
-        assert not opened(fenetre.process, "film.avi")
+        start = time.monotonic()
+        assert fenetre.says("Fin du film.") == "black" and time.monotonic() - start > 8
         fenetre.key("w")
-        wait_until(lambda: opened(fenetre.process, "film.avi"))
-        text = fenetre.close()                                 # fermée pendant la webcam
-        assert fenetre.process.returncode == 0
-        assert text.splitlines() == ["Chargement de PyTorch...", "La fenêtre est ouverte.",
-                                     "La fenêtre est fermée."]
+        wait_until(opened)
+        screen.xdotool("key", "alt+F4")                        # fermée pendant la webcam
+        text = fenetre.process.communicate(timeout=20)[0]
+        assert fenetre.process.returncode == 0 and len(text.splitlines()) == 3, text
+        assert "fermez-la avant de relancer" in text and "La fenêtre est fermée." in text
 
 
-def test_no_camera(fenetre):
-    """Pas de caméra : un message, et tout le reste marche."""
+@window
+def test_bad_camera(folder, screen, fenetre):
+    """Des images étranges sont passées, le silence termine, en une phrase ; pendant que la caméra
+    s'ouvre, la fenêtre répond, et chaque appui compte ; s'il n'y en a pas, une phrase."""
     fenetre.key("w")
-    wait_until(lambda: "camera = 7" in fenetre.status())
-    fenetre.key("h")
-    wait_until(lambda: any(fenetre.values()))
-
-
-def test_no_opencv_error_and_interrupt(folder, screen):
-    """Pas d'OpenCV, puis une erreur imprévue : dites dans la fenêtre, et tout le reste marche.
-    Ctrl-C (ou le bouton d'arrêt de Spyder) ferme la fenêtre sans bruit."""
-    (folder / "cv2.py").write_text("raise ImportError('pour le test')", encoding="utf-8")
-    with Fenetre(folder, screen) as fenetre:
+    assert fenetre.says("camera = 7") != "black"
+    with Fenetre(folder, screen, prepare=CAMERA, camera=0) as fenetre:
         fenetre.key("w")
-        wait_until(lambda: "Il manque OpenCV" in fenetre.status())
-        fenetre.key("F9")
-        wait_until(lambda: "Erreur" in fenetre.status() and "division" in fenetre.status())
-        fenetre.key("h")
-        wait_until(lambda: any(fenetre.values()))
-        fenetre.process.send_signal(signal.SIGINT)
-        lines = fenetre.process.communicate(timeout=10)[0].splitlines()
-        assert fenetre.process.returncode == 0 and lines[-1] == "La fenêtre est fermée."
-        assert "ZeroDivisionError" in lines[-2], "l'erreur est aussi dans la console"
-        assert len([line for line in lines if "Traceback" in line]) == 1
+        fenetre.says("Ouverture")
+        fenetre.key("w")
+        wait_until(lambda: "Ouverture" not in fenetre.status(), 3.8)
+        fenetre.key("w", "h")
+        wait_until(lambda: any(fenetre.numbers()), 3.8)
+        fenetre.key("w")
+        fenetre.says("Touche w")
+        drawn = fenetre.drawn()
+        assert fenetre.says("n'envoie pas d'image") != "black" and fenetre.drawn() > drawn + 30
 
 
 # ------------------------------------------------------------------ la taille de la fenêtre
-@pytest.mark.parametrize("latent_size, images_size", [(1, 128), (16, 32), (32, 64)])
-def test_every_slider_fits(folder, screen, latent_size, images_size):
-    """De 1 à 32 sliders et leurs petites images tiennent sur un écran de 1366×768, quel que soit
-    le côté des images."""
-    with Fenetre(folder, screen, strong_vae(latent_size, images_size)) as fenetre:
-        assert fenetre.shows([0] * latent_size)
-        scales, strips = fenetre.seen("TScale"), fenetre.strips()
-        assert len(scales) == len(strips) == latent_size
-        bottom = max(label["y"] + label["h"] for label in fenetre.seen("TButton")) + 40
-        for widget in scales + strips:
-            assert 0 <= widget["x"] and widget["x"] + widget["w"] <= 1366
-            assert 0 <= widget["y"] and widget["y"] + widget["h"] <= min(bottom, 720)
-        fenetre.click(scales[-1], x=30)
-        wait_until(lambda: fenetre.values()[-1] < -1)
-        assert not any(fenetre.values()[:-1])
-        fenetre.key("i")                      # deux images : chacune garde au moins 384 pixels
-        wait_until(lambda: fenetre.seen("TLabel", "reconstruction"))
-        assert fenetre.picture_label()["side"] >= 384
-
-
-def test_buttons_and_messages_on_a_small_screen(folder):
-    """Sur 1280×800, aucun bouton ne perd de lettre, ni la ligne du bas, même longue."""
-    screen = Screen("1280x800")
+@window
+@pytest.mark.parametrize("latent_size, images_size, size",
+                         [(1, 128, "1366x768"), (16, 32, "1024x600"), (32, 64, "1366x768")])
+def test_everything_fits(folder, latent_size, images_size, size):
+    """De 1 à 32 sliders, leurs petites images, les boutons et les messages tiennent à l'écran."""
+    screen, (width, height) = Screen(size), map(int, size.split("x"))
     try:
-        with Fenetre(folder, screen, camera="absent.mp4") as fenetre:
-            fenetre.key("w")
-            wait_until(lambda: "ne s'ouvre pas" in fenetre.status())
+        with Fenetre(folder, screen, strong_vae(latent_size, images_size)) as fenetre:
+            fenetre.key("i")
+            fenetre.says("Défi : « Tout")
             fenetre.calm()
-            buttons = fenetre.seen("TButton") + fenetre.seen("TCheckbutton")
-            (message,) = fenetre.seen("TLabel", "ne s'ouvre pas")
-            assert len(buttons) == 6 and message["y"] + message["h"] <= 800
-            for widget in [*buttons, message]:
-                assert widget["asked"][0] <= widget["w"] and widget["asked"][1] <= widget["h"]
-                assert 0 <= widget["x"] and widget["x"] + widget["w"] <= 1280
-    finally:
-        screen.close()
-
-
-def test_many_sliders_scroll(folder, screen):
-    """Au-delà, les sliders défilent à la molette."""
-    with Fenetre(folder, screen, strong_vae(100)) as fenetre:
-        last = fenetre.seen("TScale")[-1]
-        assert last["y"] > 768
-        fenetre.screen.xdotool("mousemove", last["x"] + 20, 300,
-                               "click", "--repeat", 200, "--delay", 5, 5)
-        wait_until(lambda: fenetre.seen("TScale")[-1]["y"] < 700)
-
-
-def test_picture_grows_with_the_window(folder):
-    """Fenêtre agrandie, image agrandie ; à l'écran, elle reste celle du modèle."""
-    screen = Screen("1920x1200")
-    try:
-        with Fenetre(folder, screen) as fenetre:
-            before = fenetre.picture_label()["w"]
-            screen.xdotool("windowsize", screen.window("decode_VAE"), 1900, 1100)
-            wait_until(lambda: fenetre.picture_label()["w"] > before + 200)
-            fenetre.calm()
-            assert fenetre.shows([0, 0, 0, 0])
+            for kind in "TScale", "TLabelframe", "TButton", "Label":
+                for widget in fenetre.seen(kind):
+                    assert 0 <= widget["x"] and widget["x"] + widget["w"] <= width, widget
+                    assert 0 <= widget["y"] and widget["y"] + widget["h"] <= height - 40, widget
+                    assert widget["asked"] <= widget["w"], widget
+            assert fenetre.view()["size"][1] >= (384 if width > 1024 else 250)
+            fenetre.click(fenetre.seen("TScale")[-1], x=20)
+            wait_until(lambda: fenetre.numbers()[-1] < -1)
     finally:
         screen.close()
 
 
 # ------------------------------------------------------------------ ce qui ne va pas
-BAD = {
-    "images_size": ["64", None, [64], 64.0, True, 0, -64, 70, 8, 1024, 10**9, Raw("float('nan')")],
-    "latent_size": ["4", None, [4], 4.5, True, 0, -1, 257, 10**9, Raw("float('inf')")],
-    "model_file": [None, 4, 4.5, True, [], Raw("b'x'"), "", "  ", Raw("{}"), ("a",), "absent.pt",
-                   "a\0b.pt", "x" * 300],
-    "images_folder": [None, 4, 4.5, True, [], Raw("b'x'"), "", "  ", Raw("{}"), ("a",)],
-    "camera": [None, 4.5, True, False, -1, 100, 10**9, [], "", " ", Raw("float('nan')"), (0,)]}
-
-
-def test_wrong_parameters(folder):
-    """Chaque mauvaise valeur : une ligne qui nomme le paramètre et la valeur, avant PyTorch."""
+@pytest.mark.parametrize("name, values", [
+    ("model_file", [None, 4, "", "  ", "a\0b.pt", Raw("b'x'")]),
+    ("images_folder", [None, 4.5, "", Raw('"images\\test"')]),
+    ("camera", [None, 4.5, True, -1, 100, "", Raw("float('nan')"), (0,)]),
+    ("images_size", []), ("latent_size", [])])
+def test_wrong_zone(folder, name, values):
+    """Une mauvaise valeur, une ligne effacée : une phrase qui nomme le paramètre, avant PyTorch."""
     script = folder / "decode_VAE.py"
-    (folder / "model_VAE_64.pt").write_bytes(b"")
     good = script.read_text(encoding="utf-8")
-    trap = {"PYTHONPATH": str(folder / "piege")}       # importer torch ferait échouer le test
-    (folder / "piege").mkdir()
-    (folder / "piege" / "torch.py").write_text("raise SystemError", encoding="utf-8")
-    for name, values in BAD.items():
-        for value in values:
-            edit_zone(script, **{name: value})
-            result = run(script, env=trap)
-            assert result.returncode == 1, (name, value)
-            assert result.stdout.startswith(f"Paramètre {name} = "), result.stdout
-            assert repr(eval(repr(value))) in result.stdout and "il faut" in result.stdout \
-                or "n'existe pas encore" in result.stdout
-            assert result.stdout.count("\n") == 1
-            script.write_text(good, encoding="utf-8")
+    (folder / "torch.py").write_text("raise SystemError", encoding="utf-8")
+    for value in values:
+        edit_zone(script, **{name: value})
+        result = run(script)
+        assert result.returncode == 1 and result.stdout.startswith(f"Paramètre {name} = "), result.stdout
+        assert "avec /" in result.stdout and result.stdout.count("\n") == 1, result.stdout
+    script.write_text(good.replace(f"\n{name} = ", "\n# "), encoding="utf-8")
+    result = run(script)
+    assert result.returncode == 1 and f"Il manque la ligne « {name} = ... »" in result.stdout, result.stdout
 
 
-# Lance le script pour chaque dossier de la liste, dans le même Python (PyTorch est lent à charger)
-EACH = """
-import contextlib, io, json, runpy, sys
-results = []
-for script in sys.argv[1:]:
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        try:
-            runpy.run_path(script, run_name="__main__")
-            code = 0
-        except SystemExit as exit:
-            code = exit.code
-    results.append([code, text.getvalue()])
-print(json.dumps(results))
-"""
-
-
-class Bomb:
-    """Un objet dont la lecture par pickle crée un fichier."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_wrong_models(tmp_path):
-    """Mauvaises tailles, fichier étranger, abîmé, piégé : une phrase, jamais de traceback."""
-    vae = VAE(4, 64)
-    good = tmp_path / "bon.pt"
-    save_model(vae, good)
-    data = good.read_bytes()
-    saved = torch.load(good, weights_only=True)
-    cases = {
-        "taille": (dict(latent_size=8), data,
-                   ["latent_size = 8", "latent_size = 4", "zone ***", "train_VAE.py"]),
-        "image": (dict(images_size=128), data, ["images_size = 128", "images_size = 64"]),
-        "deux": (dict(images_size=32, latent_size=2), data, ["images_size", "latent_size"]),
-        "vide": ({}, b"", []), "texte": ({}, b"bonjour", []), "coupe": ({}, data[:-5000], []),
-        "octet": ({}, data[:90000] + bytes([data[90000] ^ 255]) + data[90001:], []),
-        "image.png": ({}, next((ROOT / "images" / "exemple").glob("*.png")).read_bytes(), []),
-        "poids": ({}, saved["weights"], []), "autre": ({}, {**saved, "kind": "GAN"}, []),
-        "ancien": ({}, {**saved, "weights": {"a": torch.zeros(3)}}, []),
-        "bombe": ({}, {**saved, "extra": Bomb(str(tmp_path / "explosion"))}, []),
-        "bombe_nue": ({}, Bomb(str(tmp_path / "explosion")), [])}
-    scripts = []
-    for name, (zone, content, _) in cases.items():
-        folder = copy_kit(tmp_path / name, exemple=False)
-        edit_zone(folder / "decode_VAE.py", **zone)
-        if isinstance(content, bytes):
-            (folder / "model_VAE_64.pt").write_bytes(content)
-        else:
-            torch.save(content, folder / "model_VAE_64.pt")
-        scripts.append(str(folder / "decode_VAE.py"))
-    output = subprocess.run([sys.executable, "-c", EACH, *scripts], text=True, timeout=120,
-                            capture_output=True, env={**os.environ, "DISPLAY": ""})
-    results = json.loads(output.stdout)
-    for (name, (zone, _, words)), (code, text) in zip(cases.items(), results):
-        lines = text.splitlines()[1:]                  # la première : Chargement de PyTorch...
-        assert code == 1 and len(lines) == max(1, len(zone)), (name, text)
-        assert "model_VAE_64.pt" in text and all(word in text for word in words), (name, text)
-        assert "Traceback" not in text
-    assert not (tmp_path / "explosion").exists(), "le code du fichier a été exécuté"
-
-
-def test_no_display_no_tkinter(folder):
-    """Sans écran, sans tkinter : une ligne qui dit quoi faire."""
+@pytest.mark.parametrize("zone, words", [
+    ({"latent_size": 8}, ["latent_size = 8", "latent_size = 4", "zone ***", "train_VAE.py"]),
+    ({"images_size": "64"}, ["images_size = '64'", "images_size = 64"]), ({}, ["python3-tk"]),
+    ({"model_file": "absent.pt"}, ["absent.pt", "train_VAE.py"]), ({"model_file": "README"}, ["README"])])
+def test_wrong_model_or_library(folder, zone, words):
+    """Un autre modèle que celui de la zone, absent, étranger ; pas de tkinter : une phrase."""
     save_model(VAE(4, 64), folder / "model_VAE_64.pt")
+    (folder / "README").write_text("bonjour")
+    edit_zone(folder / "decode_VAE.py", **zone)
+    if not zone:
+        (folder / "tkinter.py").write_text("raise ImportError('No module named tkinter')")
     result = run(folder / "decode_VAE.py", env={"DISPLAY": ""})
-    assert result.returncode == 1 and "La fenêtre ne s'ouvre pas" in result.stdout
-    assert "Traceback" not in result.stdout and len(result.stdout.splitlines()) == 2
-    (folder / "tkinter.py").write_text("raise ModuleNotFoundError(\"No module named 'tkinter'\", "
-                                       "name='tkinter')", encoding="utf-8")
-    result = run(folder / "decode_VAE.py")
-    assert result.returncode == 1 and "python3-tk" in result.stdout
-    assert "tkinter" in result.stdout and len(result.stdout.splitlines()) == 1
+    assert result.returncode == 1 and all(word in result.stdout for word in words), result.stdout
+    assert len(result.stdout.splitlines()) == 2 and "Traceback" not in result.stdout
 
 
 # ------------------------------------------------------------------ dans Spyder
-def test_ten_runs_in_one_spyder_console(folder, screen):
-    """Dix fois %runfile dans la même console : dix fenêtres, rien d'écrit d'étrange, la mémoire
-    ne grandit pas ; puis le bouton d'arrêt, et la console répond encore."""
+@window
+def test_runs_in_one_spyder_console(folder, screen):
+    """%runfile encore et encore dans la même console : rien d'étrange, la mémoire ne grandit pas ;
+    puis le bouton d'arrêt, pendant que la fenêtre se construit et après."""
     pytest.importorskip("spyder_kernels")
     save_model(strong_vae(), folder / "model_VAE_64.pt")
     from jupyter_client import KernelManager
@@ -639,51 +447,41 @@ def test_ten_runs_in_one_spyder_console(folder, screen):
     manager = KernelManager()
     manager._kernel_spec = KernelSpec(
         argv=[sys.executable, "-m", "spyder_kernels.console", "-f", "{connection_file}"])
-    errors = open(folder / "erreurs.txt", "w+", encoding="utf-8")
-    manager.start_kernel(env={**os.environ, **screen.env}, stderr=errors)
-    client = manager.client()
-    client.start_channels()
-    try:
-        client.wait_for_ready(60)
+    with open(folder / "erreurs.txt", "w+", encoding="utf-8") as errors:
+        manager.start_kernel(env={**os.environ, **screen.env}, stderr=errors)
+        client = manager.client()
+        client.start_channels()
 
         def execute(code, when_open=None):
             """Exécute `code` ; rend tout ce que la console a écrit."""
-            request, text = client.execute(code), ""
-            while True:
+            request, text, message = client.execute(code), "", {"content": {}}
+            while message["content"].get("execution_state") != "idle":
                 message = client.get_iopub_msg(timeout=60)
                 if message["parent_header"].get("msg_id") != request:
-                    continue
+                    message = {"content": {}}
                 content = message["content"]
                 text += content.get("text", "") + "\n".join(content.get("traceback", []))
-                if "La fenêtre est ouverte." in content.get("text", "") and when_open:
-                    screen.window("decode_VAE")
-                    time.sleep(0.8)
+                if "La fenêtre est ouverte" in content.get("text", ""):
+                    time.sleep(1)
                     when_open()
-                    when_open = None
-                if content.get("execution_state") == "idle":
-                    return text
+            return text
 
-        def close():
-            screen.xdotool("key", "i", "h")
-            time.sleep(0.3)
-            screen.xdotool("key", "alt+F4")
-
-        memory = []
-        for number in range(10):
-            wdir = f" --wdir '{folder}'" if number % 2 else ""
-            text = execute(f"%runfile '{folder / 'decode_VAE.py'}'{wdir}", close)
-            assert text.split("\n")[:3] == ["Chargement de PyTorch...", "La fenêtre est ouverte.",
-                                            "La fenêtre est fermée."], text
-            rss = execute("import psutil; print('@', psutil.Process().memory_info().rss)")
-            memory.append(int(rss.split("@")[1]) / 2**20)
-        assert max(memory[6:]) - memory[3] < 15, f"la mémoire grandit : {memory} Mio"
-        text = execute(f"%runfile '{folder / 'decode_VAE.py'}'", manager.interrupt_kernel)
-        assert "La fenêtre est fermée." in text and "Error" not in text and "rror" not in text
-        assert "42" in execute("print(6 * 7)")
-        assert "4" in execute("print(vae.latent_size)")
-        errors.seek(0)
-        assert "invalid command" not in errors.read(), "une fenêtre fermée vit encore"
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-        errors.close()
+        try:
+            client.wait_for_ready(60)
+            script, memory = f"%runfile '{folder / 'decode_VAE.py'}'", []
+            execute("import os, signal, psutil, tkinter; title = tkinter.Wm.wm_title")
+            for number in range(6):
+                if number == 4:
+                    execute("def stopped(*words):\n    os.kill(os.getpid(), signal.SIGINT)\n"
+                            "    return title(*words)\ntkinter.Wm.title = stopped")
+                text = execute(script, manager.interrupt_kernel if number > 3 else lambda: screen.xdotool(
+                    "key", "i", "h", "sleep", 0.3, "key", "alt+F4"))
+                assert len(text.splitlines()) == 3 and "La fenêtre est fermée." in text, text
+                memory.append(int(execute("print(psutil.Process().memory_info().rss // 2**20)")))
+            assert max(memory) - memory[1] < 20, f"la mémoire grandit : {memory} Mio"
+            assert "4" in execute("print(vae.latent_size)")
+            errors.seek(0)
+            assert "invalid command" not in errors.read(), "une fenêtre fermée vit encore"
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
