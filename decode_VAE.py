@@ -5,7 +5,7 @@ petites images montrent ce que son nombre change, les autres restant où ils son
 """
 # ******************************* PARAMÈTRES À MODIFIER *******************************
 model_file = "model_VAE_64.pt"   # modèle à ouvrir, enregistré par train_VAE.py
-images_size = 64                 # *** 32-256 *** comme dans train_VAE.py
+images_size = 64                 # *** 48-256 *** comme dans train_VAE.py
 latent_size = 4                  # *** 1-32 *** comme dans train_VAE.py : autant de sliders
 images_folder = "images"         # dossier du bouton « Image réelle »
 camera = 0                       # *** 0-3 *** numéro de la webcam, ou un film : "film.mp4"

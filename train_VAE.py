@@ -12,7 +12,7 @@ Six parties : 1. Les images ; 2. L'image du bilan ; 3. La loss ; 4. L'apprentiss
 # ******************************* PARAMÈTRES À MODIFIER *******************************
 images_folder = "images"         # dossier des images (les sous-dossiers sont lus aussi)
 model_file = "model_VAE_64.pt"   # fichier où le modèle est enregistré
-images_size = 64                 # *** 32-256 *** côté des images en pixels, multiple de 16
+images_size = 64                 # *** 48-256 *** côté des images en pixels, multiple de 16
 latent_size = 4                  # *** 1-32 *** combien de nombres résument une image
 epochs = 40                      # *** 5-200 *** combien de fois le modèle voit chaque image
 batch_size = 16                  # *** 8-256 *** combien d'images avant chaque correction
@@ -235,6 +235,8 @@ average = AveragedModel(vae, avg_fn=lambda mean, weight, steps:
                         mean + (weight - mean) / min(steps + 1, window))
 
 say(f"Calcul sur : {device}, {len(train_loader)} corrections par epoch.")
+if len(train_loader) > 500:
+    say("C'est beaucoup : avec batch_size = 64, l'entraînement irait presque deux fois plus vite.")
 losses, test_losses, start = [], [], time.monotonic()
 try:
     for epoch in range(1, epochs + 1):
