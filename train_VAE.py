@@ -223,8 +223,9 @@ mean = torch.from_numpy(train_images.mean(axis=0)).float().permute(2, 0, 1) / 25
 gaps = to_x(train_images[:500]).cpu() - mean
 vae.start_from(mean, contrast=max(gaps.std().item(), 0.001))
 vae.to(device)
-# Ce que l'on perd à dessiner toujours l'image moyenne (pour les images de départ : 243). Quand c'est
-# moins, des images petites ou qui se ressemblent, la KL pèse moins, sinon aucun slider ne servirait.
+# L'erreur que l'on ferait en dessinant toujours l'image moyenne : 243 pour les images de départ.
+# Si elle est plus petite (petites images, ou qui se ressemblent), la KL pèse moins dans la loss :
+# sinon, elle coûterait plus que ce qu'elle permet de gagner, et aucun slider ne servirait.
 mean_error = gaps.square().sum(dim=(1, 2, 3)).mean().item()
 kl_weight = beta * min(1, mean_error / 243)
 optimizer = torch.optim.Adam(vae.parameters(), learning_rate)
@@ -339,9 +340,6 @@ say(f"Bilan : {verdict}")
 mu, logvar = encode(vae, images)
 latents, kl = mu.numpy(), kl_divergence(mu, logvar).mean(dim=0).numpy()
 report = save_report(vae, kl)
-if "spyder_kernels" in sys.modules:      # dans Spyder : le panneau « Graphiques »
-    from IPython.display import display
-    display(report)
 # L'explorateur de variables de Spyder ne montre pas vae : voici ses poids, en tableaux.
 weights = {name: tensor.numpy() for name, tensor in vae.state_dict().items()}
 try:
@@ -354,3 +352,8 @@ except OSError:
     say("latents.csv ne s'écrit pas : est-il ouvert dans un tableur, le disque plein ?")
 say(f"Le modèle est dans « {model_file} ». À voir : train_VAE.png et latents.csv. La suite : "
     "decode_VAE.py.")
+if "spyder_kernels" in sys.modules:      # dans Spyder : le panneau « Graphiques »
+    from IPython.display import display
+    display(report)
+# Pour que l'explorateur de variables ne montre que ce qui parle
+del name, types, low, high, value, files, passed_over, path, k, total, test_total, start, left
