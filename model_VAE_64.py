@@ -191,7 +191,7 @@ def load_model(path):
     Lève FileNotFoundError s'il n'y en a pas, ValueError si ce n'est pas un modèle de ce kit ; leur
     texte est une phrase."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"Il n'y a pas encore de modèle « {path} ».")
+        raise FileNotFoundError(f"Il n'y a pas de modèle « {path} » : lancez d'abord train_VAE.py.")
     try:
         with zipfile.ZipFile(path) as archive:       # rien d'autre que ce qu'écrit save_model
             members = archive.infolist()
