@@ -67,8 +67,6 @@ finally:
 
 try:
     vae = load_model(folder / model_file).requires_grad_(False)      # il n'apprend plus
-except FileNotFoundError as error:
-    stop(f"{error} Lancez d'abord train_VAE.py.")
 except (OSError, ValueError) as error:
     stop(error)
 for name, here, there in [("images_size", images_size, vae.images_size),
@@ -76,8 +74,6 @@ for name, here, there in [("images_size", images_size, vae.images_size),
     if here != there:
         stop(f"Paramètre {name} = {here!r} : « {model_file} » est entraîné avec {name} = {there}. "
              f"Écrivez {name} = {there} dans la zone ***, ou relancez train_VAE.py.")
-if latent_size > 32:
-    stop(f"Paramètre latent_size = {latent_size} : la fenêtre a de la place pour 32 sliders.")
 
 
 # %% Un slider

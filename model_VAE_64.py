@@ -107,18 +107,20 @@ def find_images(folder):
     """Les fichiers du dossier et de ses sous-dossiers, ceux de l'étudiant ou, s'il n'y en a pas
     encore, les images de départ : une liste de Path, triée. Ce qui n'est pas une image y est aussi,
     sauf les fichiers cachés et ceux que le système ou les scripts y laissent d'eux-mêmes."""
+    def unreadable(error):
+        print(f"Dossier laissé de côté, il ne s'ouvre pas : {error.filename}")
+
     own, exemple, seen = [], [], set()
-    for root, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: print(
-            f"Dossier laissé de côté, il ne s'ouvre pas : {error.filename}")):
+    for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = Path(root).resolve()
         if real in seen:             # un lien qui tourne en rond
             folders.clear()
             continue
         seen.add(real)
-        (exemple if real == EXEMPLE else own).extend(
-            Path(root, name) for name in names
-            if not name.startswith((".", "train_VAE", "decode_VAE"))
-            and name.lower() not in ("thumbs.db", "desktop.ini"))
+        files = [Path(root, name) for name in names
+                 if not name.startswith((".", "train_VAE", "decode_VAE"))
+                 and name.lower() not in ("thumbs.db", "desktop.ini")]
+        (exemple if real == EXEMPLE else own).extend(files)
     return sorted(own or exemple)
 
 
@@ -175,7 +177,7 @@ def save_model(vae, path):
                 "architecture": str(vae), "weights": vae.state_dict()}, content)
     try:
         beside.write_bytes(content.getvalue())
-        for pause in 0.1, 0.5, 2, 0:     # sous Windows, un antivirus tient parfois le fichier
+        for pause in 0.1, 0.5, 2:       # sous Windows, un antivirus tient parfois le fichier
             try:
                 return os.replace(beside, path)
             except PermissionError:
@@ -191,7 +193,7 @@ def load_model(path):
     Lève FileNotFoundError s'il n'y en a pas, ValueError si ce n'est pas un modèle de ce kit ; leur
     texte est une phrase."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"Il n'y a pas encore de modèle « {path} ».")
+        raise FileNotFoundError(f"Il n'y a pas de modèle « {path} » : lancez d'abord train_VAE.py.")
     try:
         with zipfile.ZipFile(path) as archive:       # rien d'autre que ce qu'écrit save_model
             members = archive.infolist()

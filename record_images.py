@@ -10,9 +10,9 @@ images_folder = "images"   # dossier où les images sont enregistrées (créé s
 images_size = 64           # *** 32-256 *** côté des images, en pixels
 camera = 0                 # *** 0-3 *** numéro de la webcam, ou "film.mp4" pour lire un film
 # *************************************************************************************
+
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -32,11 +32,11 @@ def stop(message):
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
 
-if hasattr(sys.stdout, "reconfigure"):      # une console qui ne connaît pas tous les caractères
-    sys.stdout.reconfigure(errors="replace")
+if hasattr(sys.stdout, "reconfigure"):
+    sys.stdout.reconfigure(errors="replace")     # une lettre inconnue de la console devient « ? »
 for name in ("images_folder", "images_size", "camera"):
     if name not in globals():
-        stop(f"La ligne « {name} = ... » manque dans la zone *** : remettez-la.")
+        stop(f"Il manque la ligne « {name} = ... » dans la zone ***.")
 if type(images_folder) is not str or not images_folder.strip() or min(images_folder) < " ":
     stop(f"images_folder = {images_folder!r} : il faut le nom d'un dossier (avec / et non \\).")
 if type(images_size) is not int or not 8 <= images_size <= 1024:
@@ -49,17 +49,13 @@ if sys.platform == "linux" and not os.getenv("DISPLAY"):
 # OpenCV lit ces réglages quand il est importé : caméra vite ouverte (Windows), console sans bruit
 os.environ.update(OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS="0", OPENCV_LOG_LEVEL="SILENT",
                   OPENCV_FFMPEG_LOGLEVEL="-8", QT_LOGGING_RULES="*=false")
-ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)   # un import ne s'arrête pas à moitié
 try:
     import cv2
     import numpy as np
     from PIL import Image
 except Exception as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
-         "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. "
-         + "Installez https://aka.ms/vs/17/release/vc_redist.x64.exe." * ("DLL" in str(error)))
-finally:
-    signal.signal(signal.SIGINT, ctrl_c)
+         "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau.")
 if not cv2.currentUIFramework():
     stop("Pas de fenêtre : désinstallez opencv-python-headless, puis réinstallez opencv-python.")
 
@@ -128,7 +124,7 @@ CHECKS = f"""Vérifiez :
 - camera = {camera!r}, en haut du script (une autre webcam a un autre numéro, un film est à côté) ;
 - que la webcam est branchée, son volet ouvert ;
 - qu'aucun autre programme ne l'utilise (Teams, Zoom, navigateur, autre console) ;
-- que les réglages (Windows, macOS : Confidentialité et sécurité > Caméra) l'autorisent."""
+- que Windows ou macOS l'autorise (réglages : Confidentialité et sécurité > Caméra)."""
 
 folder = Path(__file__).resolve().parent
 images_path = folder / images_folder
@@ -151,8 +147,9 @@ try:
     reader.start()
     cv2.namedWindow(TITLE, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
     cv2.moveWindow(TITLE, 60, 30)
-    cv2.setWindowProperty(TITLE, cv2.WND_PROP_TOPMOST, 1)
     show(np.zeros((8, 8, 3), np.uint8), False)
+    cv2.waitKey(100)        # le temps d'apparaître, avant de passer devant Spyder
+    cv2.setWindowProperty(TITLE, cv2.WND_PROP_TOPMOST, 1)
     say("Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir.")
     clock, last_s, last_image, now = 0, -PAUSE, 0, time.monotonic()
     ended = False

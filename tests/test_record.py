@@ -226,7 +226,7 @@ def test_bad_values(folder, name, values):
     assert name != "images_folder" or "avec / et non \\" in output.stdout
     script.write_text(re.sub(rf"(?m)^{name} = .*\n", "", script.read_text(encoding="utf-8")),
                       encoding="utf-8")
-    assert run(script).stdout.startswith(f"La ligne « {name} = ... » manque dans la zone ***")
+    assert run(script).stdout.startswith(f"Il manque la ligne « {name} = ... »")
 
 
 @pytest.mark.parametrize("code, display, words", [
