@@ -94,10 +94,7 @@ class Console:
 
     def evaluate(self, expression):
         """La valeur qu'a cette expression dans la console."""
-        shown = self.text, self.pictures
-        value = ast.literal_eval(self.execute(f"print(repr({expression}))").strip())
-        self.text, self.pictures = shown
-        return value
+        return ast.literal_eval(self.execute(f"print(repr({expression}))").strip())
 
     def stop_button(self):
         self.manager.interrupt_kernel()
@@ -145,19 +142,23 @@ def losses_in(text):
 
 
 # Sans fenêtre ----------------------------------------------------------------------------
+def train(console, screen, folder, wdir, how):
+    """train_VAE.py : les losses, et l'image du bilan dans la console aussi ; rend les losses."""
+    console.f5(folder / "train_VAE.py", wdir)
+    found = losses_in(console.finish())
+    assert len(found) == 2 and console.pictures == 1 and "Bilan : " in console.text
+    return found
+
+
 def test_train(console, folder):
-    """Dix F5 dans la même console, avec et sans dossier de travail : chaque fois bien, l'image du
-    bilan dans la console aussi ; ni fil ni dossier de travail ne changent."""
-    script, found = folder / "train_VAE.py", []
-    for k in range(10):
-        console.f5(script, wdir=k % 2)
-        found.append(losses_in(console.finish()))
-        assert console.pictures == 1 and "Bilan : " in console.text
-        if k == 1:
-            threads = console.evaluate("__import__('threading').active_count()")
-    assert found == [found[0]] * 10 and len(found[0]) == 2
-    assert console.evaluate("__import__('threading').active_count()") <= threads
-    assert console.evaluate("__import__('os').getcwd()") == str(folder)
+    """Dix F5 dans la même console, avec et sans dossier de travail : chaque fois les mêmes nombres ; ni
+    fil ni dossier de travail ne changent."""
+    state = "(__import__('threading').active_count(), __import__('os').getcwd())"
+    found, before = train(console, None, folder, True, None), console.evaluate(state)
+    for k in range(9):
+        assert train(console, None, folder, k % 2, None) == found
+    threads, place = console.evaluate(state)
+    assert threads <= before[0] + 1 and place == before[1]
 
 
 def test_explorer_and_cells(console, folder):
@@ -227,9 +228,9 @@ def test_stop_button(tmp_path, folder):
         console.wait_for("Epoch 2/5000")
         console.stop_button()
         text = console.finish()
+        assert "Bilan : " in text and console.pictures == 1
         epoch, = re.findall(r"Arrêt demandé.* (\d+)\.", text)
         assert int(epoch) == console.evaluate("len(losses)") == len(losses_in(text)) < 5000
-        assert "Bilan : " in text and console.pictures == 1
         edit_zone(script, epochs=1)
         assert len(losses_in(console.run(script))) == 1
 
@@ -275,12 +276,6 @@ def decode(console, screen, folder, wdir, how):
     console.wait_for("La fenêtre est ouverte")
     screen.window("decode_VAE")
     assert "La fenêtre est fermée." in end(console, screen, "decode_VAE", how)
-
-
-def train(console, screen, folder, wdir, how):
-    """train_VAE.py, entre deux fenêtres."""
-    console.f5(folder / "train_VAE.py", wdir)
-    assert len(losses_in(console.finish())) == 2 and console.pictures == 1
 
 
 @pytest.mark.window
