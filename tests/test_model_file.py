@@ -135,7 +135,7 @@ def test_killed(tmp_path):
         ready = context.Event()
         process = context.Process(target=save_for_ever, args=(tmp_path / "m.pt", ready))
         process.start()
-        ready.wait()
+        assert ready.wait(60)
         time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.join()

@@ -57,6 +57,8 @@ def train(folder, closed=False, **zone):
             exec(compile(script.read_text("utf-8"), script, "exec"), names)
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:           # sinon, tout pytest s'arrêterait
+        code = "KeyboardInterrupt"
     finally:
         sys.path[:], sys.modules["model_VAE_64"] = path, model
     assert signal.getsignal(signal.SIGINT) is handler
