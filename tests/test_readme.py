@@ -1,6 +1,7 @@
-"""README.md contre le code : commandes, noms, valeurs, intervalles, messages, images, exemple."""
+"""README.md contre le code : commandes, noms, valeurs, messages, images, exemple, réponses."""
 import ast
 import re
+import shutil
 import subprocess
 import sys
 
@@ -8,20 +9,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kit import ROOT, SCRIPTS
+import kit
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CODE = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
-EVERYTHING = "\n".join(CODE.values()) + (ROOT / ".gitignore").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+README = (kit.ROOT / "README.md").read_text(encoding="utf-8")
+CODE = {name: (kit.ROOT / name).read_text(encoding="utf-8") for name in kit.SCRIPTS}
+EVERYTHING = "\n".join(CODE.values()) + (kit.ROOT / ".gitignore").read_text(encoding="utf-8")
+BLOCKS = dict(re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S))
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
 SPANS = re.findall(r"`([^`\n]+)`", PROSE)
 VALUE = "\0"     # dans un texte du code : ce qui change d'une fois à l'autre
-
-
-def plain(text):
-    """Sur une seule ligne, une espace entre les mots."""
-    return " ".join(text.split())
+ZONE = {name: re.search(r"# \*{9,} PARAM.*?\n(.*?)# \*{9,}", CODE[name], re.S).group(1)
+        for name in kit.SCRIPTS[1:]}
+# Les expériences : [(ce que l'on change, la loss que donne la réponse)]
+EXPERIMENTS = [("epochs = 40", re.findall(r"^Epoch 40/40   loss (\S+)", README, re.M)[0])]
+for change, answer in re.findall(r"^\*\*\d\. (.*?)<details>(.*?)</details>", README, re.M | re.S):
+    losses = re.search(r"[Ll]a loss finit à (\d+)(?:, puis à (\d+))?", answer)
+    changes = re.findall(r"`(\w+ = [^`]+)`", change)
+    EXPERIMENTS += zip(changes, filter(None, losses.groups())) if losses else []
 
 
 def text_of(node):
@@ -35,196 +39,112 @@ def text_of(node):
     return VALUE
 
 
-TEXTS = {name: {text_of(node) for node in ast.walk(ast.parse(code))} for name, code in CODE.items()}
+TEXTS = {text_of(node) for code in CODE.values() for node in ast.walk(ast.parse(code))}
 
 
-def in_code(message, name):
-    """Vrai si un texte du script contient, dans l'ordre, ce qui n'est pas « … » dans message."""
-    pieces = [re.escape(piece.strip()) for piece in plain(message).split("…")]
-    assert max(map(len, pieces)) > 12, message
-    return any(re.search(".*?".join(pieces), plain(text)) for text in TEXTS[name])
-
-
-def writes(line):
-    """Vrai si un texte du code peut donner cette ligne de console, et d'autres ce qu'il y insère."""
-    line = plain(line).replace("…", "x")
-    for text in {text for name in SCRIPTS for whole in TEXTS[name] for text in whole.split("\n")}:
-        found = len(text.replace(VALUE, "")) > 6 and re.fullmatch(
-            "(.+?)".join(map(re.escape, plain(text).split(VALUE))), line)
-        if found and all(len(inserted) < 25 or writes(inserted) for inserted in found.groups()):
-            return True
-    return False
-
-
-def zone(name):
-    """La zone *** d'un script : {paramètre: (valeur, intervalle ou "")}, tels qu'ils sont écrits."""
-    lines = re.search(r"# \*{9,} PARAM.*?\n(.*?)# \*{9,}", CODE[name], re.S).group(1)
-    found = re.findall(r"^(\w+) = (.+?) +# (.*)$", lines, re.M)
-    return {key: (value, "".join(re.findall(r"\*\*\* (.+?) \*\*\*", comment)))
-            for key, value, comment in found}
-
-
-ZONES = {name: zone(name) for name in SCRIPTS if name != "model_VAE_64.py"}
-
-
-def tables(title):
-    """Les lignes des tableaux d'une partie : des listes de cellules."""
-    part = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", README, re.M | re.S).group(1)
-    return [re.split(r" +\| +", line.strip("| "))
-            for line in part.splitlines() if line.startswith("| ")]
-
-
-def test_two_commands():
-    """Deux lignes « python -m pip install » et pas une de plus, tôt dans la page."""
-    lines = README.splitlines()
-    commands = [(k, line) for k, line in enumerate(lines) if line.startswith("python -m pip install")]
-    assert [line.split(" && ")[1] for _, line in commands] == ["python train_VAE.py",
-                                                               "python -m pytest tests"]
-    assert commands[-1][0] < 30
-    first, second = [line.split(" && ")[0].split()[4:] for _, line in commands]
-    environment = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    assert "name: vae\n" in environment
-    conda, pip = [re.findall(rf"^ {{{spaces}}}- ([\w-]+)(?!.*:$)", environment.split("dependencies:")[1],
-                             re.M) for spaces in (2, 6)]
-    assert conda == ["python", "spyder", "ipython", "pip"]
-    assert pip.count("numpy") == 2                           # une ligne de plus pour le Mac Intel
-    assert sorted(set(pip)) == sorted(first + ["pytest"])   # spyder-kernels vient avec spyder
-    assert sorted(second) == sorted(set(pip) | {"spyder-kernels"})
-    for text in set.union(*TEXTS.values()):                 # ce que disent aussi les messages
-        for told in re.findall(r"pip install ([\w -]+)", text):
-            assert set(told.split()) <= set(first), told
-
-
-def test_other_commands():
-    """Les fichiers que nomment les commandes sont là ; l'environnement porte son nom."""
-    assert "conda env create -f environment.yml\nconda activate vae\nspyder\n" in README
-    for name in re.findall(r"python3? ([\w/.]+\.py)", README):
-        assert (ROOT / name).is_file(), name
-
-
-def test_links():
-    """Chaque lien du sommaire mène à un titre, chaque image existe, petite et lisible."""
-    titles = re.findall(r"^#+ (.+)$", PROSE, re.M)
-    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
-    links = re.findall(r"\]\(#([^)]+)\)", README)
-    assert len(links) > 12 and set(links) <= anchors, set(links) - anchors
-    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-    assert len(set(pictures)) == len(pictures) >= 5
-    for path in pictures:
-        assert (ROOT / path).stat().st_size < 150_000, path
-        with Image.open(ROOT / path) as image:
-            assert image.width <= 1000 and len(image.convert("RGB").getcolors(2**24)) > 100, path
-    names = {path.name for path in (ROOT / "tests" / "captures").iterdir()}
-    assert names == {path.split("/")[-1] for path in pictures}
-    maker = (ROOT / "tests" / "make_captures.py").read_text(encoding="utf-8")
-    assert all(f'"{name}"' in maker for name in names)
-
-
-def test_sections():
-    """Les parties attendues, et l'anglais pour finir."""
+def test_short_and_plain():
+    """4 000 mots au plus, une seule sorte d'apostrophe, aucun chemin d'une machine."""
+    assert len(README.split()) <= 4000 and "’" not in README
+    assert not re.search(r"/(home|root|tmp|work|Users)/|C:\\", README)
+    assert all(len(line) <= 110 or line[0] in "|!" for line in PROSE.splitlines())
     titles = re.findall(r"^## (.+)$", PROSE, re.M)
-    for title in ["Quoi", "Pourquoi", "Pour qui", "Prérequis", "Contenu"]:
-        assert title in titles
+    assert {"Quoi", "Pourquoi", "Pour qui", "Prérequis", "Pour l'enseignant", "Contenu"} < set(titles)
     assert any("éthiques" in title for title in titles) and titles[-1] == "In English"
 
 
-def test_zone_tables():
-    """Les tableaux de paramètres disent ce que disent les zones : noms, valeurs, intervalles."""
-    told = {}
-    for row in tables("5. La zone des paramètres"):
-        if row[0].startswith("`") and row[0].endswith(".py`"):
-            script = told.setdefault(row[0].strip("`"), {})
-        elif row[0].startswith("`"):
-            script[row[0].strip("`")] = row[1].strip("`"), row[2].strip("–")
-    assert told == ZONES
+def test_commands():
+    """Deux lignes « python -m pip install », tôt dans la page ; les fichiers nommés sont là."""
+    commands = re.findall(r"^python -m pip install (.+?) && (.+)$", README, re.M)
+    assert [what for _, what in commands] == ["python train_VAE.py", "python -m pytest tests"]
+    assert README[:1500].count("python -m pip install") == README.count("\npython -m pip install")
+    packages = [names.split() for names, _ in commands]
+    assert packages[1] == packages[0] + ["pytest", "spyder-kernels"]
+    assert re.findall(r"^pip .* paquets (.+)$", README, re.M) == 2 * [" ".join([*packages[0], "spyder"])]
+    for name in re.findall(r"python3? ([\w/.]+\.py)", README):
+        assert (kit.ROOT / name).is_file(), name
+    assert "Python 3.10 ou plus récent" in README       # test_style.py le vérifie
 
 
-def test_values_can_be_typed():
-    """Chaque « paramètre = valeur » est un paramètre d'une zone, et le script accepte la valeur."""
-    assignments = [span for span in SPANS if re.fullmatch(r"\w+ = [^…]+", span)]
-    assert len(assignments) >= 15
-    for span in assignments:
-        name, value = span.split(" = ")
-        owners = [script for script in ZONES if name in ZONES[script]]
-        assert owners, span
-        if name in ZONES["train_VAE.py"] and name not in ("images_folder", "model_file"):
-            value = ast.literal_eval(value)
-            low, high = re.search(rf'"{name}", \[[\w, ]+\], (.+?), (.+?)\)', CODE["train_VAE.py"]).groups()
-            assert isinstance(value, tuple) or eval(low) <= value <= eval(high), span
+def test_links_and_pictures():
+    """Chaque lien mène à un titre ; chaque image existe, légère, refaite par make_captures.py."""
+    anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+               for title in re.findall(r"^#+ (.+)$", PROSE, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+    pictures = [kit.ROOT / path for path in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)]
+    assert set(pictures) == set((kit.ROOT / "tests" / "captures").iterdir())
+    maker = (kit.ROOT / "tests" / "make_captures.py").read_text(encoding="utf-8")
+    for path in pictures:
+        with Image.open(path) as image:
+            moving = getattr(image, "n_frames", 1) > 10
+        assert path.name in maker and moving == (path.suffix == ".gif") and image.width <= 1000, path
+        assert path.stat().st_size < (1_500_000 if moving else 150_000), path
 
 
-def test_experiments():
-    """Au moins huit expériences, numérotées ; chacune nomme un paramètre ou un bouton."""
-    rows = [row for row in tables("6. Treize expériences") if row[0].isdigit()]
-    assert [int(row[0]) for row in rows] == list(range(1, 14))
-    assert all(re.search(r"`\w+ = .+?`|«", row[1]) for row in rows)
-
-
-def test_names():
-    """Les fichiers et les noms cités existent : sur le disque, ou dans le code."""
+def test_values_and_names():
+    """Chaque « paramètre = valeur » est d'une zone, qui l'accepte ; chaque nom cité existe."""
     for span in SPANS:
-        if re.fullmatch(r"[\w/.]+\.(py|yml|png|pt|csv|md|avi)", span):
-            assert (ROOT / span).exists() or span in EVERYTHING or "_precedent" in span, span
+        if found := re.fullmatch(r"(\w+) = ([^…]+)", span):
+            name, value = found.groups()
+            assert any(f"\n{name} = " in f"\n{zone}" for zone in ZONE.values()), span
+            for low, high in re.findall(rf'"{name}", \[[intfloa, ]+\], (.+?), (.+?)\)', CODE["train_VAE.py"]):
+                value = ast.literal_eval(value)
+                assert isinstance(value, tuple) or eval(low) <= value <= eval(high), span
+        elif re.fullmatch(r"[\w/.]+\.(py|yml|png|pt|csv)", span):
+            assert (kit.ROOT / span).exists() or span in EVERYTHING + BLOCKS["python"] + "essai.pt", span
         elif re.fullmatch(r"[a-z]+_[a-z_]+", span):
             assert span in EVERYTHING, span
-    assert "_precedent.pt" in EVERYTHING
-    window = " ".join(TEXTS["decode_VAE.py"])
-    for button in ["Tout à zéro", "Au hasard", "Image réelle", "Webcam", "Pixels nus", "Enregistrer"]:
-        assert f"« {button} »" in README and button in window
-    assert "inactif" in window and "« inactif »" in README
-    assert len(list((ROOT / "images" / "exemple").glob("*.png"))) == 600 and "600 visages" in README
+    for button in ["Tout à zéro", "Au hasard", "Image réelle", "Webcam", "Enregistrer"]:
+        assert f"**{button}**" in README and button in CODE["decode_VAE.py"]
+    assert len(list((kit.ROOT / "images" / "exemple").glob("*.png"))) == 600 and "600 visages" in README
+
+
+def test_messages():
+    """Chaque message du dépannage est dans le code, mot pour mot."""
+    part = README.split("\n## En cas de problème")[1].split("\n## ")[0]
+    messages = [message for row in re.findall(r"^\| (`.*?) \|", part, re.M)
+                for message in re.findall(r"`([^`]+)`", row)]
+    assert len(messages) > 15
+    for message in messages:
+        assert any(message in text for text in TEXTS), message
+
+
+def test_numbers():
+    """Les nombres que le texte tire du code et de ceux qu'il a déjà donnés."""
+    assert "batch_size = 16 " in ZONE["train_VAE.py"] and f"{480 // 16} corrections" in README
+    assert f"ici {40 * 480 // 16:,} fois".replace(",", " ") in README.replace("\n", " ")
+    assert f"√(15/12 288) = {(15 / (3 * 64 ** 2)) ** 0.5:.3f}".replace(".", ",") in README
+    assert "26 = 15 d'erreur + 11 de KL" in README and "243" in README and "/ 243" in EVERYTHING
+    assert f"donnent {(1 + 0.1 ** 2 - 1 - np.log(0.1 ** 2)) / 2:.1f}".replace(".", ",") in README
 
 
 def test_console():
     """Chaque ligne de l'exemple de console peut sortir du code."""
-    console = next(text for language, text in BLOCKS if language == "text")
-    lines = [line for line in console.splitlines() if line != "..."]
-    assert len(lines) >= 7
-    for line in lines:
-        assert writes(line), line
-
-
-def test_messages():
-    """Les messages de dépannage sont ceux du code, mot pour mot ; « … » remplace le reste."""
-    rows = [row for row in tables("En cas de problème") if row[0].startswith("`")]
-    assert len(rows) >= 10
-    for message, script, answer in rows:
-        names = re.findall(r"\w+\.py", script)
-        assert names and answer
-        for name in names:
-            assert in_code(message.strip("`"), name), (name, message)
+    parts = {part for text in TEXTS for part in text.split("\n") if len(part.replace(VALUE, "")) > 7}
+    for line in BLOCKS["text"].splitlines():
+        written, verdict = line.split(" : ", 1) if line.startswith("Bilan") else (line, "")
+        assert line == "..." or verdict in TEXTS or any(
+            re.fullmatch(".+?".join(map(re.escape, part.split(VALUE))), written) for part in parts), line
 
 
 def test_csv_example(tmp_path):
-    """L'exemple, tel quel : les plus proches d'abord, trois groupes faits comme il faut."""
-    example = next(text for language, text in BLOCKS if language == "python")
-    assert {line.split()[1] for line in example.splitlines() if line.startswith("import")} == {"csv", "numpy"}
-    random = np.random.default_rng(0)
-    group = np.arange(90) % 3
-    z = random.normal(0, 0.3, (90, 4)) + 3 * np.eye(3, 4)[group]
-    lines = ["image,z1,z2,z3,z4"] + [f"images/été {k}.png," + ",".join(f"{v:.4f}" for v in row)
-                                     for k, row in enumerate(z)]
+    """L'exemple, tel quel, sur trois groupes bien séparés : une carte, et des couleurs par groupe."""
+    images = np.arange(90) % 3
+    z = np.random.default_rng(0).normal(0, 0.1, (90, 4)) + 2 * np.eye(3, 4)[images]
+    Image.new("RGB", (64, 64), "black").save(tmp_path / "été.png")
+    lines = ["image,z1,z2,z3,z4"] + [f"{tmp_path / 'été.png'}," + ",".join(map(str, row)) for row in z]
     (tmp_path / "latents.csv").write_text("\n".join(lines), encoding="utf-8")
-    result = subprocess.run([sys.executable, "-X", "utf8", "-W", "error", "-c", example], cwd=tmp_path,
-                            text=True, encoding="utf-8", capture_output=True)
-    assert result.returncode == 0, result.stderr
-    near = re.findall(r"^([\d.]+) +images/été (\d+)\.png$", result.stdout, re.M)
-    assert len(near) == 5 and near[0] == ("0.00", "0") and {int(k) % 3 for _, k in near} == {0}
-    assert [d for d, _ in near] == sorted(d for d, _ in near)
-    found = [{int(k) % 3 for k in re.findall(r"été (\d+)", line)}
-             for line in result.stdout.splitlines() if line.startswith("Groupe")]
-    assert sorted(map(sorted, found)) == [[0], [1], [2]]
+    subprocess.run([sys.executable, "-W", "error", "-c", BLOCKS["python"]], cwd=tmp_path, check=True)
+    colours = Image.open(tmp_path / "carte.png").convert("RGB").getcolors(2**24)
+    assert len(colours) >= 5                                # le fond, les visages, trois cadres
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_oldest_python(name):
-    """Les scripts se lisent avec le plus ancien Python annoncé."""
-    assert "Python 3.10 ou plus récent" in README
-    ast.parse(CODE[name], feature_version=(3, 10))
-
-
-def test_discretion():
-    """Aucun chemin d'une machine, et pas de ligne trop longue hors des tableaux."""
-    assert not re.search(r"/(home|root|tmp|work|Users)/|C:\\", README)
-    for line in PROSE.splitlines():
-        assert len(line) <= 110 or line.startswith(("|", "![")), line
+@pytest.mark.parametrize("change, loss", EXPERIMENTS)
+def test_experiments(folder, change, loss):
+    """Refaite, l'expérience donne à peu près la loss de la réponse (une minute chacune au plus)."""
+    name, value = change.split(" = ")
+    (folder / "cinquante").mkdir()
+    for path in sorted(folder.glob("images/exemple/*"))[:50]:
+        shutil.copy(path, folder / "cinquante")
+    kit.edit_zone(folder / "train_VAE.py", **{name: ast.literal_eval(value)})
+    found = re.findall(r"^Epoch \d+/\d+   loss (\S+)", kit.run(folder / "train_VAE.py").stdout, re.M)
+    assert len(EXPERIMENTS) == 8 and float(found[-1]) == pytest.approx(float(loss), rel=0.12)
