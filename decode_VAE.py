@@ -47,8 +47,8 @@ for name, numbers in ("model_file", ()), ("images_folder", ()), ("camera", range
              f"entre les dossiers{', ou un numéro de webcam (0, 1, 2...)' if numbers else ''}.")
 
 # %% Les bibliothèques et le modèle
-print("Chargement de PyTorch...", flush=True)
 stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
+print("Chargement de PyTorch...", flush=True)
 try:
     import tkinter as tk
     from tkinter import ttk
@@ -366,7 +366,7 @@ torch.set_num_threads(1)    # dessiner une image est plus court que réveiller d
 try:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # arrêtée ici, la fenêtre resterait à moitié faite
     window = Window()
-    signal.signal(signal.SIGINT, lambda *_: window.quit())
+    signal.signal(signal.SIGINT, lambda *_: window.after(0, window.quit))
     print("La fenêtre est ouverte : fermez-la avant de relancer un script.", flush=True)
     window.mainloop()
     window.take_over()

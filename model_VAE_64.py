@@ -8,6 +8,7 @@ Ce fichier ne se lance pas : train_VAE.py et decode_VAE.py l'importent. On y tro
 L'idée et les notations viennent de Kingma et Welling, « Auto-Encoding Variational Bayes »,
 2013 (https://arxiv.org/abs/1312.6114).
 """
+import contextlib
 import functools
 import io
 import os
@@ -132,7 +133,9 @@ def read_image(path, images_size):
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * images_size, 2 * images_size))   # un grand JPEG, lu plus vite
-            image = ImageOps.exif_transpose(image)
+            image.load()                                             # échoue s'il est abîmé
+            with contextlib.suppress(Exception):                     # EXIF abîmé : tant pis
+                image = ImageOps.exif_transpose(image)
             if image.mode[0] in "IF":
                 image = from_deep_grey(image, Path(path).parent)
             image = ImageOps.fit(image.convert("RGBA"), (images_size, images_size))
@@ -177,11 +180,11 @@ def save_model(vae, path):
                 "architecture": str(vae), "weights": vae.state_dict()}, content)
     try:
         beside.write_bytes(content.getvalue())
-        for pause in 0.1, 0.5, 2:     # sous Windows, un antivirus tient parfois le fichier
+        for _ in range(30):     # sous Windows, un antivirus tient parfois le fichier un instant
             try:
                 return os.replace(beside, path)
             except PermissionError:
-                time.sleep(pause)
+                time.sleep(0.1)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -69,6 +69,7 @@ for name, types, low, high in [
     elif type(value) not in types or not low <= value <= high:
         stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (types == [int])}de "
              f"{low} à {high}, avec un point, sans virgule. Corrigez-le dans la zone ***.")
+del name, types, low, high, value      # l'explorateur de variables ne montre que ce qui parle
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128...), "
          "car le réseau divise ce côté quatre fois par deux.")
@@ -87,8 +88,8 @@ except OSError:
     stop(f"Paramètre model_file = {model_file!r} : impossible d'écrire ce fichier. Il faut un nom "
          "qui finit par .pt, pas trop long, dans un dossier qui existe et n'est pas protégé.")
 
-say("Chargement de PyTorch...")
 stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
+say("Chargement de PyTorch...")
 try:
     import numpy as np
     import torch
@@ -279,6 +280,7 @@ except RuntimeError as error:
         raise
     stop("Pas assez de mémoire : baissez batch_size ou images_size.")
 
+del total, test_total, start, left, k
 vae, device = load_model(model_path), "cpu"       # la suite va vite, même sans carte graphique
 
 
@@ -348,6 +350,7 @@ try:
         writer.writerow(["image"] + [f"z{k + 1}" for k in range(latent_size)])
         for path, numbers in sorted(zip(paths, latents.tolist())):
             writer.writerow([path] + [f"{number:.4f}" for number in numbers])
+        del path, numbers
 except OSError:
     say("latents.csv ne s'écrit pas : est-il ouvert dans un tableur, le disque plein ?")
 say(f"Le modèle est dans « {model_file} ». À voir : train_VAE.png et latents.csv. La suite : "
@@ -355,5 +358,3 @@ say(f"Le modèle est dans « {model_file} ». À voir : train_VAE.png et latents
 if "spyder_kernels" in sys.modules:      # dans Spyder : le panneau « Graphiques »
     from IPython.display import display
     display(report)
-# Pour que l'explorateur de variables ne montre que ce qui parle
-del name, types, low, high, value, files, passed_over, path, k, total, test_total, start, left

@@ -1,5 +1,6 @@
 """README.md contre le code : commandes, noms, valeurs, messages, images, exemple, réponses."""
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -138,6 +139,7 @@ def test_csv_example(tmp_path):
     assert len(colours) >= 5                                # le fond, les visages, trois cadres
 
 
+@pytest.mark.skipif("EXPERIENCES" not in os.environ, reason="plusieurs minutes : EXPERIENCES=1")
 @pytest.mark.parametrize("change, loss", EXPERIMENTS)
 def test_experiments(folder, change, loss):
     """Refaite, l'expérience donne à peu près la loss de la réponse (une minute chacune au plus)."""
