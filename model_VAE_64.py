@@ -172,6 +172,16 @@ def grey_range(folder):
 
 
 # %% Enregistrer et relire
+def patiently(action):
+    """Sous Windows, un antivirus tient parfois un fichier tout neuf : retente trois secondes."""
+    for _ in range(30):
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(0.1)
+    return action()
+
+
 def save_model(vae, path):
     """Enregistre les poids, les tailles et la description du réseau. Le fichier ne prend son nom
     qu'une fois entier : un arrêt ou un disque plein laisse l'ancien intact. Lève OSError."""
@@ -180,12 +190,7 @@ def save_model(vae, path):
                 "architecture": str(vae), "weights": vae.state_dict()}, content)
     try:
         beside.write_bytes(content.getvalue())
-        for _ in range(30):     # sous Windows, un antivirus tient parfois le fichier un instant
-            try:
-                return os.replace(beside, path)
-            except PermissionError:
-                time.sleep(0.1)
-        os.replace(beside, path)
+        patiently(lambda: os.replace(beside, path))
     finally:
         beside.unlink(missing_ok=True)
 
@@ -198,6 +203,7 @@ def load_model(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"Il n'y a pas de modèle « {path} » : lancez d'abord train_VAE.py.")
     try:
+        patiently(lambda: open(path, "rb").close())
         with zipfile.ZipFile(path) as archive:       # rien d'autre que ce qu'écrit save_model
             members = archive.infolist()
             if (sum(member.file_size for member in members) > os.path.getsize(path)

@@ -99,7 +99,7 @@ try:
     from torch.utils.data import DataLoader
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
-    from model_VAE_64 import VAE, find_images, load_model, read_image, save_model
+    from model_VAE_64 import VAE, find_images, load_model, patiently, read_image, save_model
 except Exception as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
          "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Sous "
@@ -258,7 +258,7 @@ try:
             stop(f"La loss vaut {total + test_total} : l'apprentissage a divergé, learning_rate = "
                  f"{learning_rate} est sans doute trop grand (ou beta = {beta}).")
         if epoch == 1 and model_path.exists():         # le modèle d'avant n'est pas perdu
-            model_path.replace(previous_path)
+            patiently(lambda: model_path.replace(previous_path))
             say(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
         save_model(average.module, model_path)
         losses.append(total / len(train_images))
@@ -274,7 +274,8 @@ except KeyboardInterrupt:             # le carré rouge de Spyder, ou Ctrl-C
     say(f"Arrêt demandé : voici le modèle de l'epoch {len(losses)}.")
 except OSError as error:
     stop(f"Impossible d'enregistrer « {model_file} » ({error.strerror}) : le disque est-il plein, "
-         f"le dossier protégé ? Dernière epoch enregistrée : {len(losses) or 'aucune'}.")
+         "le dossier protégé, le fichier tenu par un autre programme ? Dernière epoch enregistrée : "
+         f"{len(losses) or 'aucune'}.")
 except RuntimeError as error:
     if "memory" not in str(error):
         raise

@@ -161,6 +161,20 @@ def test_held_by_another_program(tmp_path, monkeypatch, times):
     assert sum(slept) > 2 or len(slept) == times
 
 
+def test_read_while_held(tmp_path, monkeypatch):
+    """Un programme tient le modèle juste après son écriture (Windows) : on attend qu'il le rende."""
+    real_open, slept = open, []
+
+    def held(*args, **options):
+        if len(slept) < 5:
+            raise PermissionError
+        return real_open(*args, **options)
+    save_model(VAE(3, 16), tmp_path / "a.pt")
+    monkeypatch.setattr("builtins.open", held)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert load_model(tmp_path / "a.pt").latent_size == 3 and len(slept) == 5
+
+
 @pytest.mark.parametrize("case", ["plein", "protégé"])
 def test_disk(small_disk, case):
     """Disque plein ou protégé : OSError, l'ancien modèle se relit encore, pas de reste."""
