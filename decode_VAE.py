@@ -204,8 +204,9 @@ class Window(tk.Tk):
         self.tick()
 
     def add_sliders(self, width, height, unit):
-        """Les sliders, sur une, deux ou trois colonnes qui tiennent à l'écran."""
-        columns = 1 + (latent_size > 5) + (latent_size > 16)
+        """Les sliders, sur assez de colonnes pour tenir à l'écran."""
+        most = (height - 44 * unit) // (44 * unit)            # rangées, les plus basses possibles
+        columns = max(1 + (latent_size > 5) + (latent_size > 16), math.ceil(latent_size / most))
         rows = math.ceil(latent_size / columns)
         side = min(0.36 * width / columns / STEPS, (height - 44 * unit) / rows - 40 * unit)
         frame = ttk.Frame(self)
