@@ -177,7 +177,7 @@ def save_model(vae, path):
                 "architecture": str(vae), "weights": vae.state_dict()}, content)
     try:
         beside.write_bytes(content.getvalue())
-        for pause in 0.1, 0.5, 2:       # sous Windows, un antivirus tient parfois le fichier
+        for pause in 0.1, 0.5, 2:     # sous Windows, un antivirus tient parfois le fichier
             try:
                 return os.replace(beside, path)
             except PermissionError:

@@ -72,7 +72,7 @@ for name, types, low, high in [
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128...), "
          "car le réseau divise ce côté quatre fois par deux.")
-if not (folder / images_folder).is_dir():
+if not os.path.isdir(folder / images_folder):
     stop(f"Paramètre images_folder = {images_folder!r} : il n'y a pas de dossier de ce nom. "
          "Créez-le, mettez-y des images, ou enregistrez-en avec record_images.py.")
 model_path = folder / model_file
@@ -296,7 +296,7 @@ def orthogonal(matrix):
 def independent_axes(mu):
     """Les axes sur lesquels les nombres des images (mu : N×latent_size) sont le plus indépendants :
     une matrice orthogonale, un axe par colonne."""
-    awake = (mu.std(dim=0) > 0.3).nonzero()[:, 0]      # un slider inactif ne se mêle pas aux autres
+    awake = (mu.std(dim=0, correction=0) > 0.3).nonzero()[:, 0]   # sans les sliders inactifs
     axes = torch.eye(latent_size)
     if len(mu) > 20 * len(awake) > 0:                  # avec moins d'images, ce serait du hasard
         white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5   # variance 1

@@ -1,11 +1,14 @@
 """Les outils communs à tous les tests (pytest)."""
+import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # plusieurs entraînements vont de front
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 import kit  # noqa: E402
 
@@ -21,6 +24,18 @@ def pytest_configure(config):
 def folder(tmp_path):
     """Une copie du kit, dans un dossier dont le nom a une espace et un accent."""
     return kit.copy_kit(tmp_path / "mon kit été")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Un vrai disque de 3 Mio (tmpfs), que seul root sous Linux peut monter ; rend (dossier, protéger)."""
+    disk = tmp_path / "disque"
+    disk.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("il faut pouvoir monter un petit disque (root, sous Linux, hors d'un conteneur)")
+    yield disk, lambda: subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.fixture(scope="session")

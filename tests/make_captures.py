@@ -1,18 +1,21 @@
 """Refait toutes les images du README : python tests/make_captures.py (deux minutes environ).
 
 Le kit tourne pour de vrai, dans une copie : un film dessiné tient lieu de webcam, un écran virtuel
-(Xvfb) d'écran, et xdotool de mains. Les images vont dans tests/captures/.
+(Xvfb) d'écran. Les images vont dans tests/captures/.
 """
 import os
+import re
+import runpy
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageGrab
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 import kit  # noqa: E402
@@ -23,7 +26,6 @@ FOLDER = kit.ROOT / "tests" / "captures"
 
 def save(image, name):
     """Enregistre une image en 256 couleurs, 1000 pixels de large au plus."""
-    FOLDER.mkdir(exist_ok=True)
     image = image.convert("RGB")
     image.thumbnail((1000, 2000), Image.Resampling.LANCZOS)
     image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
@@ -31,80 +33,105 @@ def save(image, name):
     print(f"{name} : {(FOLDER / name).stat().st_size // 1000} ko", flush=True)
 
 
-def save_screen(screen, name):
-    """Enregistre la fenêtre, seule sur le fond noir de l'écran."""
-    path = Path(tempfile.gettempdir()) / name
-    screen.picture(path)
-    with Image.open(path) as image:
-        image = image.convert("RGB")
-        save(image.crop(image.getbbox()), name)
-    path.unlink()
-
-
-def write_film(path, seconds=60, fps=20):
-    """Un film de visage qui tourne la tête, regarde et sourit peu à peu."""
-    film = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, (640, 480))
-    for t in np.arange(1, seconds, 1 / fps):
-        face = draw_face(0.1, np.sin(0.8 * t), np.sin(1.3 * t), np.sin(t)).resize((480, 480))
-        frame = Image.new("RGB", (640, 480), "#fbe3cf")
-        frame.paste(face, (80, 0))
-        film.write(np.asarray(frame)[:, :, ::-1].copy())
-    film.release()
-
-
-def start(screen, script):
-    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.DEVNULL,
-                            env={**os.environ, **screen.env})
+def grab(screen):
+    """La fenêtre, seule sur le fond noir de l'écran."""
+    image = ImageGrab.grab(xdisplay=screen.display)
+    return image.crop(image.getbbox())
 
 
 def capture_record(screen, folder):
     """La fenêtre de record_images.py pendant que « s » est maintenue."""
-    write_film(folder / "film.avi")
+    codec = cv2.VideoWriter_fourcc(*"MJPG")
+    film = cv2.VideoWriter(str(folder / "film.avi"), codec, 20, (640, 480))
+    for t in np.arange(1, 60, 0.05):        # un visage qui tourne la tête, regarde et sourit
+        frame = Image.new("RGB", (640, 480), "#fbe3cf")
+        face = draw_face(0.1, np.sin(0.8 * t), np.sin(1.3 * t), np.sin(t))
+        frame.paste(face.resize((480, 480)), (80, 0))
+        film.write(np.asarray(frame)[:, :, ::-1].copy())
+    film.release()
     kit.edit_zone(folder / "record_images.py", camera="film.avi", images_folder="enregistrees")
-    process = start(screen, folder / "record_images.py")
+    process = subprocess.Popen([sys.executable, str(folder / "record_images.py")],
+                               env={**os.environ, **screen.env})
     try:
         window = screen.window("record_images")
         screen.xdotool("windowactivate", "--sync", window, "keydown", "s")
         kit.wait_until(lambda: len(list(folder.glob("enregistrees/*.png"))) > 50)
-        save_screen(screen, "record.png")
+        save(grab(screen), "record.png")
     finally:
         screen.xdotool("keyup", "s", "key", "q")
         process.wait(timeout=30)
 
 
-def capture_train(folder):
-    """train_VAE.png, après un entraînement sur le jeu de départ."""
-    subprocess.run([sys.executable, str(folder / "train_VAE.py")], check=True)
-    with Image.open(folder / "train_VAE.png") as image:
-        save(image, "train.png")
-
-
 def capture_decode(screen, folder):
-    """La fenêtre de decode_VAE.py : à zéro, le troisième slider tiré, une image réelle."""
-    process = start(screen, folder / "decode_VAE.py")
-    try:
-        screen.xdotool("windowactivate", "--sync", screen.window("decode_VAE"))
-        for keys, name in [([], "decode_zero.png"),
-                           (["Tab"] * 2 + ["Right"] * 20, "decode_slider.png"),
-                           (["i"], "decode_image.png")]:
-            screen.xdotool("key", "--delay", 40, *keys) if keys else None
-            time.sleep(2)                     # les petites images suivent
-            save_screen(screen, name)
-        screen.xdotool("key", "alt+F4")
-        process.wait(timeout=30)
-    finally:
-        process.kill()
+    """La vraie fenêtre de decode_VAE.py : à zéro, le troisième slider tiré, une image réelle, et
+    l'image animée où ses sliders glissent. L'horloge du script est à nous : un quatorzième de
+    seconde d'une image à l'autre, que l'ordinateur soit rapide ou non."""
+    clock, frames, durations = [0], [], []
+
+    def still(window, seconds=0):
+        """L'image de la fenêtre après ce temps, une fois les petites images dessinées."""
+        clock[0] += seconds
+        window.calm = 0
+        while window.calm < 30:
+            window.update()
+        return grab(screen)
+
+    def glide(window, *z):
+        """Ajoute à l'image animée les sliders qui glissent jusqu'à z, puis s'arrêtent."""
+        window.go(z)
+        while window.glide:
+            clock[0] += 1 / 14
+            before = window.view.photo
+            while window.view.photo is before:
+                window.update()
+            frames.append(grab(screen))
+            durations.append(70)
+        frames.append(still(window))
+        durations.append(700)
+
+    def play(window, n=0):
+        save(still(window), "decode_zero.png")
+        for k in range(4):                     # chaque slider à droite, puis à gauche ; puis tous
+            glide(window, *np.eye(4)[k] * 1.8)
+            glide(window, *np.eye(4)[k] * -1.8)
+        glide(window, -1, 1, 1.4, 1)
+        glide(window, 1.2, -1, -0.8, 0.5)
+        glide(window, 0, 0, 0, 0)
+        window.go([0, 0, 2, 0])
+        save(still(window, 1), "decode_slider.png")
+        window.buttons["i"].invoke()
+        save(still(window, 1), "decode_image.png")
+        window.quit()
+
+    with (patch.dict(os.environ, screen.env), patch("time.monotonic", lambda: clock[0]),
+          patch("tkinter.Misc.mainloop", play)):
+        runpy.run_path(str(folder / "decode_VAE.py"))
+    save_animation(frames, durations, "sliders.gif")
+
+
+def save_animation(frames, durations, name):
+    """Enregistre une image animée, 720 pixels de large, les mêmes 128 couleurs du début à la fin ;
+    durations : combien de temps montrer chaque image, en millisecondes."""
+    for frame in frames:
+        frame.thumbnail((720, 720), Image.Resampling.LANCZOS)
+    palette = Image.fromarray(np.vstack(frames[7::8])).quantize(
+        128, Image.Quantize.MAXCOVERAGE, kmeans=2)
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE)
+                      for frame in frames]
+    first.save(FOLDER / name, save_all=True, append_images=others, duration=durations, loop=0,
+               optimize=True)
+    print(f"{name} : {(FOLDER / name).stat().st_size // 1000} ko", flush=True)
 
 
 def draw_vae(folder):
     """Le schéma : une image, l'encodeur, ses quatre nombres, le décodeur, l'image reconstruite."""
-    from model_VAE_64 import image_to_tensor, load_model, tensor_to_image
+    from model_VAE_64 import load_model
     vae = load_model(folder / "model_VAE_64.pt")
     original = draw_face(*features()[3])
-    numbers = vae.encode(image_to_tensor(original)[None])[0]
+    numbers = vae.encode(to_tensor(original)[None])[0]
     picture = Image.new("RGB", (1000, 270), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.truetype("DejaVuSans.ttf", 17)
-    for x, image in [(10, original), (780, tensor_to_image(vae.decode(numbers)[0]))]:
+    for x, image in [(10, original), (780, to_pil_image(vae.decode(numbers)[0]))]:
         picture.paste(image.resize((210, 210), Image.Resampling.NEAREST), (x, 10))
     for x, near, far, name in [(240, 100, 45, "encodeur"), (610, 45, 100, "décodeur")]:
         draw.polygon([(x, 115 - near), (x + 150, 115 - far), (x + 150, 115 + far), (x, 115 + near)],
@@ -117,14 +144,24 @@ def draw_vae(folder):
     save(picture, "vae.png")
 
 
+def draw_map(folder):
+    """La carte des images : le code du README, tel quel."""
+    readme = (kit.ROOT / "README.md").read_text(encoding="utf-8")
+    code = next(code for code in re.findall(r"(?s)```python\n(.*?)```", readme) if "carte" in code)
+    subprocess.run([sys.executable, "-X", "utf8", "-c", code], cwd=folder, check=True)
+    save(Image.open(folder / "carte.png"), "carte.png")
+
+
 if __name__ == "__main__":
     virtual_screen = kit.Screen()
     try:
         with tempfile.TemporaryDirectory() as place:
             kit_folder = kit.copy_kit(Path(place) / "kit")
-            capture_record(virtual_screen, kit_folder)
-            capture_train(kit_folder)
-            capture_decode(virtual_screen, kit_folder)
+            subprocess.run([sys.executable, str(kit_folder / "train_VAE.py")], check=True)
+            save(Image.open(kit_folder / "train_VAE.png"), "train.png")
             draw_vae(kit_folder)
+            capture_decode(virtual_screen, kit_folder)
+            capture_record(virtual_screen, kit_folder)
+            draw_map(kit_folder)
     finally:
         virtual_screen.close()
