@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -440,7 +441,8 @@ def test_wrong_model_or_library(folder, zone, words):
 def test_runs_in_one_spyder_console(folder, screen):
     """%runfile encore et encore dans la même console : rien d'étrange, la mémoire ne grandit pas ;
     puis le bouton d'arrêt, pendant que la fenêtre se construit et après."""
-    pytest.importorskip("spyder_kernels")
+    if not find_spec("spyder_kernels"):
+        pytest.skip("pip install spyder-kernels")
     save_model(strong_vae(), folder / "model_VAE_64.pt")
     from jupyter_client import KernelManager
     from jupyter_client.kernelspec import KernelSpec

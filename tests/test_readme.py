@@ -60,7 +60,7 @@ def test_commands():
     assert README[:1500].count("python -m pip install") == README.count("\npython -m pip install")
     packages = [names.split() for names, _ in commands]
     assert packages[1] == packages[0] + ["pytest", "spyder-kernels"]
-    assert re.findall(r"^pip .* paquets (.+)$", README, re.M) == 2 * [" ".join([*packages[0], "spyder"])]
+    assert re.findall(r"^pip .* paquets (.+)$", README, re.M) == 2 * [" ".join([*packages[0], 'spyder "ipython<9"'])]
     for name in re.findall(r"python3? ([\w/.]+\.py)", README):
         assert (kit.ROOT / name).is_file(), name
     assert "Python 3.10 ou plus récent" in README       # test_style.py le vérifie
