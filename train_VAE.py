@@ -274,8 +274,8 @@ except KeyboardInterrupt:             # le carré rouge de Spyder, ou Ctrl-C
     say(f"Arrêt demandé : voici le modèle de l'epoch {len(losses)}.")
 except OSError as error:
     stop(f"Impossible d'enregistrer « {model_file} » ({error.strerror}) : le disque est-il plein, "
-         "le dossier protégé, le fichier tenu par un autre programme ? Dernière epoch enregistrée : "
-         f"{len(losses) or 'aucune'}.")
+         "le dossier protégé, le fichier tenu par un autre programme ? Dernière epoch enregistrée "
+         f": {len(losses) or 'aucune'}.")
 except RuntimeError as error:
     if "memory" not in str(error):
         raise
