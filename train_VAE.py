@@ -118,12 +118,12 @@ def progress(text):
 # %% 1. Les images
 files = find_images(folder / images_folder)
 random.Random(seed).shuffle(files)      # la fin d'un film, trop semblable, ferait un mauvais test
-images, paths, passed_over = [], [], []
+pixels, paths, passed_over = bytearray(), [], []
 try:
     for path in files:
-        progress(f"   lecture des images : {len(images)}/{len(files)}")
+        progress(f"   lecture des images : {len(paths)}/{len(files)}")
         try:
-            images.append(np.asarray(read_image(path, images_size)))
+            pixels += read_image(path, images_size).tobytes()
             paths.append(path)
         except ValueError as error:               # un fichier illisible n'arrête rien
             passed_over.append(f"{path.name} ({error})")
@@ -132,10 +132,10 @@ except KeyboardInterrupt:
 if passed_over:
     say(f"Fichiers laissés de côté ({len(passed_over)}) : {', '.join(passed_over[:3])}"
         + ", ..." * (len(passed_over) > 3))
-if len(images) < 2:
-    stop(f"Images dans « {images_folder} » : {len(images)}. Il en faut au moins 2 (200, c'est "
+if len(paths) < 2:
+    stop(f"Images dans « {images_folder} » : {len(paths)}. Il en faut au moins 2 (200, c'est "
          "bien) : enregistrez-en avec record_images.py, ou copiez-y les vôtres.")
-images = np.stack(images)                                     # N×S×S×3, des octets
+images = np.frombuffer(pixels, np.uint8).reshape(-1, images_size, images_size, 3)      # N×S×S×3
 test_count = min(max(1, round(len(images) * test_proportion)), len(images) - 1)
 test_images, train_images = images[:test_count], images[test_count:]
 say(f"{len(images)} images de « {os.path.commonpath([path.parent for path in paths])} » : "
