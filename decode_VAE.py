@@ -56,6 +56,8 @@ try:
     from PIL import Image, ImageOps, ImageTk
     from torchvision.transforms.functional import to_pil_image, to_tensor
     from model_VAE_64 import find_images, load_model, read_image
+except SyntaxError:      # une faute de frappe dans model_VAE_64.py : Python dit où
+    raise
 except Exception as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
          "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Sous "

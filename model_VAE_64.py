@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", module="PIL")     # une image douteuse se lit 
 
 
 # %% Le réseau
-# Entre les couches, SiLU : comme ReLU, mais lisse, si bien qu'aucun neurone ne reste éteint.
+# Entre les couches, SiLU : comme ReLU, mais un neurone éteint garde une pente et peut se rallumer.
 class Encoder(nn.Sequential):
     """Compresse les images : N×3×S×S -> N×(2·latent_size), mu puis logvar. À 64×64, il a dix fois
     moins de poids que le décodeur : résumer est plus facile que dessiner."""
@@ -94,7 +94,8 @@ class VAE(nn.Module):
         return torch.sigmoid(4 * self.decoder(z) + self.mean)
 
     def forward(self, x):
-        """(reconstruction, mu, logvar), avec z = mu + sigma·epsilon (article, éq. 10)."""
+        """(reconstruction, mu, logvar), avec z = mu + sigma·epsilon (article, éq. 10). Ce hasard
+        apprend au décodeur à donner à des z voisins des images voisines."""
         mu, logvar = self.encode(x)
         z = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
         return self.decode(z), mu, logvar
@@ -156,7 +157,8 @@ def from_deep_grey(image, folder):
 @functools.cache
 def grey_range(folder):
     """Le noir et le blanc des gris profonds d'un dossier : (low, high). Un fichier de 16 bits ne
-    dit pas s'il en emploie 12 ou 16 : le blanc est le plus petit des usuels qui suffit à tous."""
+    dit pas s'il en emploie 12 ou 16 : le blanc est la plus petite des valeurs usuelles qu'aucune
+    image du dossier ne dépasse."""
     values = [0]
     for path in folder.iterdir():
         try:
@@ -196,7 +198,7 @@ def save_model(vae, path):
 
 
 def load_model(path):
-    """Relit un modèle : un VAE en mode eval, sur le processeur. Il n'exécute aucun code du fichier.
+    """Relit un modèle : un VAE en mode eval, sur le processeur. Aucun code du fichier ne s'exécute.
 
     Lève FileNotFoundError s'il n'y en a pas, ValueError si ce n'est pas un modèle de ce kit ; leur
     texte est une phrase."""

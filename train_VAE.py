@@ -72,7 +72,7 @@ for name, types, low, high in [
 del name, types, low, high, value      # l'explorateur de variables ne montre que ce qui parle
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128...), "
-         "car le réseau divise ce côté quatre fois par deux.")
+         "car le réseau divise ce côté par 16.")
 if not os.path.isdir(folder / images_folder):
     stop(f"Paramètre images_folder = {images_folder!r} : il n'y a pas de dossier de ce nom. "
          "Créez-le, mettez-y des images, ou enregistrez-en avec record_images.py.")
@@ -100,6 +100,8 @@ try:
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
     from model_VAE_64 import VAE, find_images, load_model, patiently, read_image, save_model
+except SyntaxError:      # une faute de frappe dans model_VAE_64.py : Python dit où
+    raise
 except Exception as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
          "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Sous "
@@ -110,14 +112,14 @@ finally:
 
 
 def progress(text):
-    """Une ligne après cinq secondes de silence, pour que l'on sache où cela en est."""
+    """Une ligne après cinq secondes de silence, pour que l'on sache où l'on en est."""
     if time.monotonic() > say.last + 5:
         say(text)
 
 
 # %% 1. Les images
 files = find_images(folder / images_folder)
-random.Random(seed).shuffle(files)      # la fin d'un film, trop semblable, ferait un mauvais test
+random.Random(seed).shuffle(files)      # sinon, le test serait le début d'un film, un seul dossier
 pixels, paths, passed_over = bytearray(), [], []
 try:
     for path in files:
@@ -196,14 +198,16 @@ def save_report(vae, kl, columns=9, side=64):
 
 # %% 3. La loss
 def kl_divergence(mu, logvar):
-    """La divergence KL de N(mu, exp(logvar)) à N(0, 1), en nats (logarithme népérien), pour chaque
-    nombre : N×latent_size (Kingma et Welling 2013, annexe B)."""
+    """De combien la loi de chaque nombre de z, N(mu, exp(logvar)), s'écarte de N(0, 1) : leur
+    divergence KL, en nats (logarithme népérien), N×latent_size (Kingma et Welling 2013, annexe B).
+    La loss la garde petite : les z restent autour de 0, où sont les sliders."""
     return (mu.square() + logvar.exp() - 1 - logvar) / 2
 
 
 def vae_loss(vae, x):
     """La loss moyenne d'un lot : la somme des erreurs au carré de chaque image, plus kl_weight fois
-    sa divergence KL (Kingma et Welling 2013, éq. 10 ; beta : Higgins et al. 2017)."""
+    sa divergence KL (Kingma et Welling 2013, éq. 10). kl_weight, dans la partie 4, est beta
+    (Higgins et al. 2017), ou moins si les images se ressemblent."""
     reconstruction, mu, logvar = vae(x)
     error = (reconstruction - x).square().sum()
     return (error + kl_weight * kl_divergence(mu, logvar).sum()) / len(x)
@@ -230,8 +234,9 @@ vae.to(device)
 mean_error = gaps.square().sum(dim=(1, 2, 3)).mean().item()
 kl_weight = beta * min(1, mean_error / 243)
 optimizer = torch.optim.Adam(vae.parameters(), learning_rate)
-# Chaque pas secoue un peu les poids. Le modèle que l'on teste et que l'on garde a leur moyenne sur
-# le dernier vingtième des pas (au début, sur tous), plus sûre.
+# Chaque pas secoue un peu les poids. Le modèle que l'on teste et que l'on garde est un second, plus
+# stable, aux poids moyens : une moyenne glissante, qui oublie ceux d'il y a plus d'un vingtième des
+# pas ou à peu près.
 window = max(1, epochs * len(train_loader) / 20)
 average = AveragedModel(vae, avg_fn=lambda mean, weight, steps:
                         mean + (weight - mean) / min(steps + 1, window))
@@ -281,7 +286,7 @@ except RuntimeError as error:
         raise
     stop("Pas assez de mémoire : baissez batch_size ou images_size.")
 
-del total, test_total, start, left, k
+del total, test_total, start, k
 vae, device = load_model(model_path), "cpu"       # la suite va vite, même sans carte graphique
 
 
@@ -313,8 +318,9 @@ def independent_axes(mu):
 
 @torch.no_grad()
 def turn_axes(vae, axes):
-    """mu devient mu @ axes, et logvar, à peu près, logvar @ axes². L'encodeur finit, et le décodeur
-    commence, par une couche linéaire : elles tournent, les images ne changent pas."""
+    """mu devient mu @ axes, et logvar, à peu près, logvar @ axes² (chaque élément au carré).
+    L'encodeur finit, et le décodeur commence, par une couche linéaire : toutes deux tournées,
+    decode(mu) ne change pas."""
     for weight in vae.encoder[-1].parameters():        # les poids, puis les biais
         weight.copy_(torch.block_diag(axes.T, axes.T.square()) @ weight)      # mu, puis logvar
     vae.decoder[0].weight.copy_(vae.decoder[0].weight @ axes)
@@ -330,7 +336,7 @@ except OSError as error:
 
 # %% 6. Le bilan
 if min(test_count, len(train_images)) < 5:
-    verdict = "trop peu d'images pour juger : il en faudrait au moins 25, et 200, c'est mieux."
+    verdict = "trop peu d'images pour juger : 200, c'est bien."
 elif min(losses[-1], test_losses[-1]) > 0.95 * mean_error:
     verdict = (f"le modèle ne fait pas mieux que de toujours dessiner l'image moyenne (erreur "
                f"{mean_error:.2f}) : changez learning_rate, beta ou epochs.")
