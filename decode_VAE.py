@@ -102,10 +102,10 @@ class Slider(ttk.LabelFrame):
         codes = torch.tensor([z] * STEPS)
         codes[:, self.index] = torch.linspace(-3, 3, STEPS)
         images = vae.decode(codes)
-        # Il dort s'il change moins les pixels, en moyenne, que 15 % du contraste des images.
-        asleep = (images.amax(0) - images.amin(0)).mean() < 0.15 * vae.contrast
-        self.strip["text"] = "inactif" if asleep else ""
-        put_images(self.strip, 0.7 + 0.3 * images if asleep else images, self.size)
+        # Inactif, s'il change moins les pixels, en moyenne, que 15 % du contraste des images.
+        inactive = (images.amax(0) - images.amin(0)).mean() < 0.15 * vae.contrast
+        self.strip["text"] = "inactif" if inactive else ""
+        put_images(self.strip, 0.7 + 0.3 * images if inactive else images, self.size)
 
 
 def put_images(label, images, size):
@@ -272,7 +272,7 @@ class Window(tk.Tk):
             self.calm += 1
             if self.calm == 1:
                 self.draw()
-            elif self.calm - 25 in range(latent_size):        # un quart de seconde sans changement
+            elif self.calm - 25 in range(latent_size):        # au calme : une bande par battement
                 self.sliders[self.calm - 25].draw_strip(self.z())
             self.update_idletasks()
         finally:

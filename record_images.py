@@ -133,7 +133,7 @@ capture = cv2.VideoCapture()
 arrived, stopping = deque(maxlen=100), threading.Event()
 reader = threading.Thread(target=read_camera, args=(capture, film, arrived, stopping), daemon=True)
 recent = []                     # images que « s » peut encore faire enregistrer
-alone = 0                       # rang, parmi elles, de celle d'un « s » que rien n'a encore suivi
+alone = 0                       # appui isolé en attente : rang de son image dans recent (0 : aucun)
 waiting = deque(maxlen=40)      # images à écrire ; si le disque est trop lent, les vieilles tombent
 numbers, chosen, recorded = [], 0, 0
 try:
@@ -170,11 +170,11 @@ try:
             ended = ended or key in (ord("q"), ord("Q"), 27)
         recording = clock - last_s <= HOLD and not ended
         saving = []
-        if recording and not alone:
+        if recording and not alone:             # touche maintenue : tout depuis l'appui
             saving, recent = recent, []
-        elif not recording and 0 < alone <= len(recent):
+        elif not recording and 0 < alone <= len(recent):     # appui bref : l'image du moment
             saving, recent, alone = [recent[alone - 1]], recent[alone:], 0
-        elif clock - last_s > PAUSE:
+        elif clock - last_s > PAUSE:            # plus de « s » : ne garder que la dernière
             recent = recent[-1:]
 
         waiting += saving
