@@ -174,7 +174,10 @@ def shared(screen, tmp_path_factory):
 @pytest.fixture
 def fenetre(shared):
     """La fenêtre partagée, sans original, tous les sliders à zéro."""
-    shared.key("h", "z")
+    shared.key("h")
+    wait_until(lambda: any(shared.numbers()))
+    shared.key("z")
+    wait_until(lambda: not any(shared.numbers()))
     shared.calm()
     return shared
 
@@ -223,6 +226,7 @@ def test_it_glides(fenetre):
     for key in "h", "z":
         before = fenetre.drawn()
         fenetre.key(key)
+        wait_until(lambda: any(fenetre.numbers()) == (key == "h"))
         fenetre.calm()
         assert fenetre.drawn() - before >= 5, "sur une machine libre, plus de vingt"
         assert any(fenetre.numbers()) == (key == "h")
@@ -244,10 +248,11 @@ def test_real_images_and_challenge(fenetre):
     """L'original à gauche, à droite ce que le modèle en dessine ; puis le défi."""
     seen = []
     for path in find_images(fenetre.folder / "images")[:2]:
-        fenetre.click(fenetre.seen("TButton")[2]) if seen else fenetre.key("i")
-        fenetre.calm()
         original = to_tensor(read_image(path, 64))
         mu = fenetre.vae.encode(original[None])[0][0].tolist()
+        fenetre.click(fenetre.seen("TButton")[2])
+        wait_until(lambda: fenetre.numbers() == pytest.approx(mu, abs=1e-3))
+        fenetre.calm()
         seen += fenetre.numbers()
         assert fenetre.numbers() == pytest.approx(mu, abs=1e-3) and fenetre.view()["size"][1] >= 384
         drawn, blank = fenetre.decode(mu, [0, 0, 0, 0])
