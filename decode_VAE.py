@@ -31,20 +31,17 @@ if hasattr(sys.stdout, "reconfigure"):
 
 def stop(message):
     """Affiche un message et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
-    with contextlib.suppress(OSError):           # console fermée, disque plein
-        print(message)
+    print(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
 
-for name in "model_file", "images_size", "latent_size", "images_folder", "camera":
-    if name not in globals():
-        stop(f"Il manque la ligne « {name} = ... » dans la zone ***.")
 for name, numbers in ("model_file", ()), ("images_folder", ()), ("camera", range(100)):
-    value = globals()[name]
+    value = globals().get(name)       # la valeur de la variable qui porte ce nom
     if not (type(value) is int and value in numbers
             or type(value) is str and value.strip() and min(value) >= " "):    # "images\test" : \t
-        stop(f"Paramètre {name} = {value!r} : il faut un nom entre guillemets, avec / et non \\ "
-             f"entre les dossiers{', ou un numéro de webcam (0, 1, 2...)' if numbers else ''}.")
+        stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
+             "nom entre guillemets (et / entre les dossiers, non \\)"
+             f"{', ou un numéro de webcam (0, 1, 2...)' if numbers else ''}.")
 
 # %% Les bibliothèques et le modèle
 stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
@@ -56,9 +53,7 @@ try:
     from PIL import Image, ImageOps, ImageTk
     from torchvision.transforms.functional import to_pil_image, to_tensor
     from model_VAE_64 import find_images, load_model, read_image
-except SyntaxError:      # une faute de frappe dans model_VAE_64.py : Python dit où
-    raise
-except Exception as error:
+except (ImportError, OSError, RuntimeError) as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
          "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Sous "
          "Windows, s'il est question de DLL : installez Visual C++, "
@@ -71,8 +66,8 @@ try:
     vae = load_model(folder / model_file).requires_grad_(False)      # il n'apprend plus
 except (OSError, ValueError) as error:
     stop(error)
-for name, here, there in [("images_size", images_size, vae.images_size),
-                          ("latent_size", latent_size, vae.latent_size)]:
+for name in "images_size", "latent_size":
+    here, there = globals().get(name), getattr(vae, name)
     if here != there:
         stop(f"Paramètre {name} = {here!r} : « {model_file} » est entraîné avec {name} = {there}. "
              f"Écrivez {name} = {there} dans la zone ***, ou relancez train_VAE.py.")

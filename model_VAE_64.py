@@ -12,7 +12,6 @@ import contextlib
 import functools
 import io
 import os
-import re
 import time
 import warnings
 import zipfile
@@ -137,8 +136,10 @@ def read_image(path, images_size):
             image.load()                                             # échoue s'il est abîmé
             with contextlib.suppress(Exception):                     # EXIF abîmé : tant pis
                 image = ImageOps.exif_transpose(image)
-            if image.mode[0] in "IF":
-                image = from_deep_grey(image, Path(path).parent)
+            if image.mode[0] in "IF":      # gris de la science : 16 ou 32 bits, flottants
+                low, high = grey_range(Path(path).parent)
+                grey = np.nan_to_num((np.asarray(image, float) - low) * 255 / (high - low))
+                image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
             image = ImageOps.fit(image.convert("RGBA"), (images_size, images_size))
     except UnidentifiedImageError as error:
         raise ValueError("pas une image, ou d'un format inconnu") from error
@@ -147,30 +148,19 @@ def read_image(path, images_size):
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def from_deep_grey(image, folder):
-    """Une image de gris sur 16 ou 32 bits, ou flottants (science, médecine), sur 8 bits."""
-    low, high = grey_range(folder)
-    values = (np.asarray(image, float) - low) * 255 / (high - low)
-    return Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
-
-
 @functools.cache
 def grey_range(folder):
-    """Le noir et le blanc des gris profonds d'un dossier : (low, high). Un fichier de 16 bits ne
-    dit pas s'il en emploie 12 ou 16 : le blanc est la plus petite des valeurs usuelles qu'aucune
-    image du dossier ne dépasse."""
-    values = [0]
+    """Le noir et le blanc de ces gris : (low, high). Un fichier ne dit pas s'il en emploie 12 bits
+    ou 16 : le blanc est la plus petite des valeurs usuelles, 1, 255, 4095 ou 65535, qu'aucune image
+    du dossier ne dépasse."""
+    low, high = 0, 1
     for path in folder.iterdir():
-        try:
-            with Image.open(path) as image:
-                if image.mode[0] in "IF":
-                    grey = np.asarray(image, float)
-                    values += [grey.min(where=np.isfinite(grey), initial=0),
-                               grey.max(where=np.isfinite(grey), initial=0)]
-        except Exception:            # ni une image, ni un fichier : read_image le dira
-            continue
-    return min(values), next((white for white in (1, 255, 4095, 65535) if max(values) <= white),
-                             max(values))
+        with contextlib.suppress(Exception), Image.open(path) as image:   # read_image le dira
+            if image.mode[0] in "IF":
+                grey = np.asarray(image, float)
+                grey = grey[np.isfinite(grey)]
+                low, high = min(low, grey.min()), max(high, grey.max())
+    return low, min((white for white in (1, 255, 4095, 65535) if high <= white), default=high)
 
 
 # %% Enregistrer et relire
@@ -206,13 +196,12 @@ def load_model(path):
         raise FileNotFoundError(f"Il n'y a pas de modèle « {path} » : lancez d'abord train_VAE.py.")
     try:
         patiently(lambda: open(path, "rb").close())
-        with zipfile.ZipFile(path) as archive:       # rien d'autre que ce qu'écrit save_model
-            members = archive.infolist()
-            if (sum(member.file_size for member in members) > os.path.getsize(path)
-                    or not all(re.search(r"/(data\.pkl|data/\d+|byteorder|version|\.\w+|"
-                                         r"\.data/serialization_id)$", member.filename)
-                               for member in members) or archive.testzip()):
-                raise ValueError("autre chose qu'un modèle, ou un fichier abîmé")
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if "constants.pkl" in str(archive.namelist()):
+                raise ValueError("un programme (TorchScript), que torch.load pourrait exécuter")
+            if size > os.path.getsize(path) or archive.testzip():
+                raise ValueError("un fichier comprimé, qui remplirait la mémoire, ou abîmé")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         vae = VAE(saved["latent_size"], saved["images_size"])
         vae.load_state_dict(saved["weights"])

@@ -11,7 +11,6 @@ images_size = 64           # *** 32-256 *** côté des images, en pixels
 camera = 0                 # *** 0-3 *** numéro de la webcam, ou "film.mp4" pour lire un film
 # *************************************************************************************
 
-import contextlib
 import os
 import sys
 import threading
@@ -20,23 +19,16 @@ from collections import deque
 from pathlib import Path
 
 
-def say(message):
-    """Affiche un message ; une console fermée ou pleine n'arrête rien."""
-    with contextlib.suppress(OSError):
-        print(message, flush=True)
-
-
 def stop(message):
     """Affiche un message et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
-    say(message)
+    print(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
 
 if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")     # une lettre inconnue de la console devient « ? »
-for name in ("images_folder", "images_size", "camera"):
-    if name not in globals():
-        stop(f"Il manque la ligne « {name} = ... » dans la zone ***.")
+# Les paramètres de la zone ; None, si la ligne manque
+images_folder, images_size, camera = map(globals().get, ["images_folder", "images_size", "camera"])
 if type(images_folder) is not str or not images_folder.strip() or min(images_folder) < " ":
     stop(f"images_folder = {images_folder!r} : il faut le nom d'un dossier (avec / et non \\).")
 if type(images_size) is not int or not 8 <= images_size <= 1024:
@@ -141,7 +133,7 @@ try:
     numbers = [int(path.stem[6:]) for path in images_path.glob("image_*.png")
                if path.stem[6:].isdecimal()]
     number = max(numbers, default=0) + 1    # la numérotation continue après la dernière image
-    say("Ouverture de la caméra...")
+    print("Ouverture de la caméra...")
     if not capture.open(str(folder / camera) if film else camera):
         stop(f"La caméra ne s'ouvre pas. {CHECKS}")
     reader.start()
@@ -150,7 +142,7 @@ try:
     show(np.zeros((8, 8, 3), np.uint8), False)
     cv2.waitKey(100)        # le temps d'apparaître, avant de passer devant Spyder
     cv2.setWindowProperty(TITLE, cv2.WND_PROP_TOPMOST, 1)
-    say("Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir.")
+    print("Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir.")
     clock, last_s, last_image, now = 0, -PAUSE, 0, time.monotonic()
     ended = False
     while not ended or waiting:
@@ -194,12 +186,12 @@ try:
             if film or new[-1].max() > 30:      # une image toute noire ne compte pas
                 last_image = clock
         if film and clock - last_image > 1:
-            say("Fin du film.")
+            print("Fin du film.")
             break
         if clock - last_image > PATIENCE:
             stop(f"Depuis {PATIENCE} secondes, la caméra n'envoie que du noir, ou rien. {CHECKS}")
 except KeyboardInterrupt:
-    say("Arrêt demandé.")
+    print("Arrêt demandé.")
 except OSError:
     stop(f"Impossible d'écrire dans {images_path} : vérifiez que c'est un dossier, qu'il n'est pas "
          "protégé en écriture et que le disque n'est pas plein.")
@@ -210,7 +202,7 @@ finally:
     cv2.destroyAllWindows()
     cv2.waitKey(1)
     s = "s" * (recorded > 1)
-    say(f"{recorded or 'Aucune'} image{s} enregistrée{s} dans {images_path} "
-        f"({len(numbers) + recorded} en tout).")
+    print(f"{recorded or 'Aucune'} image{s} enregistrée{s} dans {images_path} "
+          f"({len(numbers) + recorded} en tout).")
     if chosen > recorded:
-        say(f"Images perdues, le disque étant trop lent ou plein : {chosen - recorded}.")
+        print(f"Images perdues, le disque étant trop lent ou plein : {chosen - recorded}.")

@@ -6,7 +6,7 @@ mesurée sur des images mises de côté, qu'il ne voit jamais. Le script laisse 
 - train_VAE.png : les courbes, des reconstructions, l'effet des sliders ;
 - latents.csv : pour chaque image, son chemin et les latent_size nombres qui la résument.
 
-Six parties : 1. Les images ; 2. L'image du bilan ; 3. La loss ; 4. L'apprentissage ; 5. Les axes ;
+Six parties : 1. Les images ; 2. La loss ; 3. L'image du bilan ; 4. L'apprentissage ; 5. Les axes ;
 6. Le bilan.
 """
 # ******************************* PARAMÈTRES À MODIFIER *******************************
@@ -39,11 +39,16 @@ if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")     # une lettre inconnue de la console devient « ? »
 
 
-def say(message):
-    """Affiche un message ; une console fermée ou pleine n'arrête pas l'entraînement."""
-    say.last = time.monotonic()
-    with contextlib.suppress(OSError):
-        print(message, flush=True)
+def say(message, silence=0):
+    """Affiche un message, si le dernier date d'au moins `silence` secondes. Une console fermée ou
+    pleine n'arrête pas l'entraînement."""
+    if time.monotonic() >= say.last + silence:
+        say.last = time.monotonic()
+        with contextlib.suppress(OSError):
+            print(message, flush=True)
+
+
+say.last = 0
 
 
 def stop(message):
@@ -56,20 +61,17 @@ def stop(message):
 for name, types, low, high in [
         ("images_size", [int], 16, 512), ("latent_size", [int], 1, 32),
         ("epochs", [int], 1, 100_000), ("batch_size", [int], 1, 10_000),
-        ("learning_rate", [int, float], 1e-8, 100),
-        ("beta", [int, float], 0, 1_000_000), ("test_proportion", [float], 0.001, 0.9),
-        ("seed", [int], 0, 2**32), ("images_folder", [str], 0, 0), ("model_file", [str], 0, 0)]:
-    if name not in globals():
-        stop(f"Il manque la ligne « {name} = ... » dans la zone ***.")
-    value = globals()[name]       # la valeur de la variable qui porte ce nom
-    if types == [str]:
-        if type(value) is not str or min(value, default="") < " ":       # "images\test" : \t
-            stop(f"Paramètre {name} = {value!r} : il faut un nom entre guillemets, avec / et non "
-                 "\\ entre les dossiers.")
-    elif type(value) not in types or not low <= value <= high:
-        stop(f"Paramètre {name} = {value!r} : il faut un nombre {'entier ' * (types == [int])}de "
-             f"{low} à {high}, avec un point, sans virgule. Corrigez-le dans la zone ***.")
-del name, types, low, high, value      # l'explorateur de variables ne montre que ce qui parle
+        ("learning_rate", [int, float], 1e-8, 100), ("beta", [int, float], 0, 1_000_000),
+        ("test_proportion", [float], 0.001, 0.9), ("seed", [int], 0, 2**32)]:
+    value = globals().get(name)       # la valeur de la variable qui porte ce nom
+    if type(value) not in types or not low <= value <= high:
+        stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
+             f"nombre {'entier ' * (types == [int])}de {low} à {high}, sans virgule.")
+for name in "images_folder", "model_file":
+    value = globals().get(name)
+    if type(value) is not str or min(value, default="") < " ":       # "images\test" : \t
+        stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
+             "nom entre guillemets (et / entre les dossiers, non \\).")
 if images_size % 16:
     stop(f"Paramètre images_size = {images_size} : il faut un multiple de 16 (32, 48, 64, 128...), "
          "car le réseau divise ce côté par 16.")
@@ -79,14 +81,14 @@ if not os.path.isdir(folder / images_folder):
 model_path = folder / model_file
 previous_path = model_path.with_name(f"{model_path.stem}_precedent.pt")
 try:
-    if model_path.suffix != ".pt" or model_path.is_dir():
+    if model_path.suffix != ".pt":
         raise OSError
-    with open(f"{previous_path}.tmp", "wb"):      # un nom impossible, un dossier protégé : le dire
-        pass                                      # avant l'entraînement, pas après
-    Path(f"{previous_path}.tmp").unlink()
+    Path(f"{previous_path}.tmp").touch()      # un nom impossible, un dossier protégé : le dire
+    Path(f"{previous_path}.tmp").unlink()     # avant l'entraînement, pas après
 except OSError:
     stop(f"Paramètre model_file = {model_file!r} : impossible d'écrire ce fichier. Il faut un nom "
          "qui finit par .pt, pas trop long, dans un dossier qui existe et n'est pas protégé.")
+del name, types, low, high, value      # l'explorateur de variables ne montre que ce qui parle
 
 stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
 say("Chargement de PyTorch...")
@@ -100,9 +102,7 @@ try:
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
     from model_VAE_64 import VAE, find_images, load_model, patiently, read_image, save_model
-except SyntaxError:      # une faute de frappe dans model_VAE_64.py : Python dit où
-    raise
-except Exception as error:
+except (ImportError, OSError, RuntimeError) as error:
     stop(f"Il manque une bibliothèque ({error}). Lancez Spyder depuis l'environnement vae "
          "(README.md, « Installer ») ; si c'est fait, menu Console > Redémarrer le noyau. Sous "
          "Windows, s'il est question de DLL : installez Visual C++, "
@@ -111,19 +111,13 @@ finally:
     signal.signal(signal.SIGINT, stop_button)
 
 
-def progress(text):
-    """Une ligne après cinq secondes de silence, pour que l'on sache où l'on en est."""
-    if time.monotonic() > say.last + 5:
-        say(text)
-
-
 # %% 1. Les images
 files = find_images(folder / images_folder)
 random.Random(seed).shuffle(files)      # sinon, le test serait le début d'un film, un seul dossier
 pixels, paths, passed_over = bytearray(), [], []
 try:
     for path in files:
-        progress(f"   lecture des images : {len(paths)}/{len(files)}")
+        say(f"   lecture des images : {len(paths)}/{len(files)}", silence=5)
         try:
             pixels += read_image(path, images_size).tobytes()
             paths.append(path)
@@ -149,7 +143,24 @@ def to_x(batch):
     return torch.as_tensor(batch).to(device).permute(0, 3, 1, 2) / 255
 
 
-# %% 2. L'image du bilan, train_VAE.png, refaite après chaque epoch (cette partie peut se sauter)
+# %% 2. La loss
+def kl_divergence(mu, logvar):
+    """De combien la loi de chaque nombre de z, N(mu, exp(logvar)), s'écarte de N(0, 1) : leur
+    divergence KL, en nats (logarithme népérien), N×latent_size (Kingma et Welling 2013, annexe B).
+    La loss la garde petite : les z restent autour de 0, où sont les sliders."""
+    return (mu.square() + logvar.exp() - 1 - logvar) / 2
+
+
+def vae_loss(vae, x):
+    """La loss moyenne d'un lot : la somme des erreurs au carré de chaque image, plus kl_weight fois
+    sa divergence KL (Kingma et Welling 2013, éq. 10). kl_weight, dans la partie 4, est beta
+    (Higgins et al. 2017), ou moins si les images se ressemblent."""
+    reconstruction, mu, logvar = vae(x)
+    error = (reconstruction - x).square().sum()
+    return (error + kl_weight * kl_divergence(mu, logvar).sum()) / len(x)
+
+
+# %% 3. L'image du bilan, train_VAE.png, refaite après chaque epoch (cette partie peut se sauter)
 @torch.no_grad()
 def encode(vae, images):
     """mu et logvar de toutes ces images : deux tenseurs N×latent_size."""
@@ -196,23 +207,6 @@ def save_report(vae, kl, columns=9, side=64):
     return report
 
 
-# %% 3. La loss
-def kl_divergence(mu, logvar):
-    """De combien la loi de chaque nombre de z, N(mu, exp(logvar)), s'écarte de N(0, 1) : leur
-    divergence KL, en nats (logarithme népérien), N×latent_size (Kingma et Welling 2013, annexe B).
-    La loss la garde petite : les z restent autour de 0, où sont les sliders."""
-    return (mu.square() + logvar.exp() - 1 - logvar) / 2
-
-
-def vae_loss(vae, x):
-    """La loss moyenne d'un lot : la somme des erreurs au carré de chaque image, plus kl_weight fois
-    sa divergence KL (Kingma et Welling 2013, éq. 10). kl_weight, dans la partie 4, est beta
-    (Higgins et al. 2017), ou moins si les images se ressemblent."""
-    reconstruction, mu, logvar = vae(x)
-    error = (reconstruction - x).square().sum()
-    return (error + kl_weight * kl_divergence(mu, logvar).sum()) / len(x)
-
-
 # %% 4. L'apprentissage
 torch.manual_seed(seed)
 device = ("cuda" if torch.cuda.is_available() else
@@ -234,12 +228,17 @@ vae.to(device)
 mean_error = gaps.square().sum(dim=(1, 2, 3)).mean().item()
 kl_weight = beta * min(1, mean_error / 243)
 optimizer = torch.optim.Adam(vae.parameters(), learning_rate)
+window = max(1, epochs * len(train_loader) / 20)        # un vingtième des pas de l'entraînement
+
+
+def moving_average(mean, weight, steps):
+    """La moyenne d'un poids à tous les pas ; après `window` pas, les plus anciens s'oublient."""
+    return mean + (weight - mean) / min(steps + 1, window)
+
+
 # Chaque pas secoue un peu les poids. Le modèle que l'on teste et que l'on garde est un second, plus
-# stable, aux poids moyens : une moyenne glissante, qui oublie ceux d'il y a plus d'un vingtième des
-# pas ou à peu près.
-window = max(1, epochs * len(train_loader) / 20)
-average = AveragedModel(vae, avg_fn=lambda mean, weight, steps:
-                        mean + (weight - mean) / min(steps + 1, window))
+# stable, dont chaque poids est la moyenne de ceux des derniers pas.
+average = AveragedModel(vae, avg_fn=moving_average)
 
 say(f"Calcul sur : {device}, {len(train_loader)} corrections par epoch.")
 if len(train_loader) > 500:
@@ -255,7 +254,7 @@ try:
             optimizer.step()
             average.update_parameters(vae)
             total += loss.item() * len(batch)
-            progress(f"   epoch {epoch} : {k}/{len(train_loader)}")
+            say(f"   epoch {epoch} : {k}/{len(train_loader)}", silence=5)
         with torch.no_grad():
             test_total = sum(vae_loss(average.module, to_x(batch)).item() * len(batch)
                              for batch in test_loader)
@@ -286,7 +285,7 @@ except RuntimeError as error:
         raise
     stop("Pas assez de mémoire : baissez batch_size ou images_size.")
 
-del total, test_total, start, k
+del path, batch, total, test_total, start, k
 vae, device = load_model(model_path), "cpu"       # la suite va vite, même sans carte graphique
 
 
@@ -329,10 +328,6 @@ def turn_axes(vae, axes):
 turn_axes(vae, independent_axes(encode(vae, train_images)[0]))
 kl = kl_divergence(*encode(vae, train_images)).mean(dim=0)
 turn_axes(vae, torch.eye(latent_size)[:, kl.argsort(descending=True)])    # le plus utile d'abord
-try:
-    save_model(vae, model_path)
-except OSError as error:
-    say(f"Le modèle reste tel qu'avant de tourner les axes ({error.strerror}).")
 
 # %% 6. Le bilan
 if min(test_count, len(train_images)) < 5:
@@ -352,14 +347,15 @@ report = save_report(vae, kl)
 # L'explorateur de variables de Spyder ne montre pas vae : voici ses poids, en tableaux.
 weights = {name: tensor.numpy() for name, tensor in vae.state_dict().items()}
 try:
+    save_model(vae, model_path)          # aux axes tournés
     with open(folder / "latents.csv", "w", encoding="utf-8", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image"] + [f"z{k + 1}" for k in range(latent_size)])
-        for path, numbers in sorted(zip(paths, latents.tolist())):
-            writer.writerow([path] + [f"{number:.4f}" for number in numbers])
-        del path, numbers
-except OSError:
-    say("latents.csv ne s'écrit pas : est-il ouvert dans un tableur, le disque plein ?")
+        writer.writerows([path] + [f"{number:.4f}" for number in numbers]
+                         for path, numbers in sorted(zip(paths, latents.tolist())))
+except OSError as error:
+    say(f"Le modèle est gardé, mais un fichier ne s'écrit pas ({error}) : est-il ouvert dans un "
+        "tableur, le disque plein ?")
 say(f"Le modèle est dans « {model_file} ». À voir : train_VAE.png et latents.csv. La suite : "
     "decode_VAE.py.")
 if "spyder_kernels" in sys.modules:      # dans Spyder : le panneau « Graphiques »
