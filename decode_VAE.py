@@ -35,13 +35,14 @@ def stop(message):
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
 
-for name, numbers in ("model_file", ()), ("images_folder", ()), ("camera", range(100)):
+for name in "model_file", "images_folder", "camera":
     value = globals().get(name)       # la valeur de la variable qui porte ce nom
-    if not (type(value) is int and value in numbers
-            or type(value) is str and value.strip() and min(value) >= " "):    # "images\test" : \t
+    if name == "camera" and type(value) is int and 0 <= value <= 99:
+        continue
+    if type(value) is not str or not value.strip() or not value.isprintable():   # \t est une touche
         stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
              "nom entre guillemets (et / entre les dossiers, non \\)"
-             f"{', ou un numéro de webcam (0, 1, 2...)' if numbers else ''}.")
+             f"{', ou un numéro de webcam (0, 1, 2...)' if name == 'camera' else ''}.")
 
 # %% Les bibliothèques et le modèle
 stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
@@ -241,11 +242,17 @@ class Window(tk.Tk):
         pressed, letter = event.type == tk.EventType.KeyPress, event.char.lower()
         was_pressed, when = self.events.get(event.keysym, (False, -math.inf))
         self.events[event.keysym] = pressed, event.time       # en millisecondes
-        if pressed and letter in self.buttons and event.time - when > (1500 if was_pressed else 5):
+        limit = 1500 if was_pressed else 5                    # plus tôt, c'est une répétition
+        if pressed and letter in self.buttons and event.time - when > limit:
             self.buttons[letter].invoke()
 
     def z(self):
         return [slider.number.get() for slider in self.sliders]
+
+    def set_z(self, z):
+        for slider, number in zip(self.sliders, z):
+            slider.number.set(number)
+        self.calm = 0
 
     def say(self, message, error=False):
         self.status.configure(text=message, foreground="#c00000" if error else "black")
@@ -259,15 +266,14 @@ class Window(tk.Tk):
             if self.glide:
                 start, end, begun = self.glide
                 rest = max(0, 1 - (time.monotonic() - begun) / 0.5)       # de 1 à 0, en 0,5 s
-                self.glide = self.glide if rest else None
-                rest *= rest * (3 - 2 * rest)                 # part et arrive en douceur
-                for slider, a, b in zip(self.sliders, start, end):
-                    slider.number.set(b - (b - a) * rest)
-                self.calm = 0
+                if rest == 0:
+                    self.glide = None
+                rest = rest ** 2 * (3 - 2 * rest)             # part et arrive en douceur
+                self.set_z([b - (b - a) * rest for a, b in zip(start, end)])
             self.calm += 1
             if self.calm == 1:
                 self.draw()
-            elif self.calm - 25 in range(latent_size):        # au calme : une bande par battement
+            elif 25 <= self.calm < 25 + latent_size:          # au calme : une bande par battement
                 self.sliders[self.calm - 25].draw_strip(self.z())
             self.update_idletasks()
         finally:
@@ -286,10 +292,13 @@ class Window(tk.Tk):
             images = [self.original, torch.ones(3, images_size, images_size // 16), drawn[0]]
             # L'erreur, comme dans la loss : celle de l'image dessinée, et de la réponse du modèle
             error, best = (drawn - self.original).square().sum(dim=(1, 2, 3)).tolist()
-            self.say(f"Erreur : {error:.1f} ; celle de la réponse du modèle : {best:.1f}. " + (
-                "Touche w : arrêter la webcam et garder son image." if self.webcam else
-                "Bravo, vous faites mieux que lui !" if round(error, 1) < round(best, 1) else
-                "Défi : « Tout à zéro », puis retrouvez l'original, à gauche, avec les sliders."))
+            if self.webcam:
+                advice = "Touche w : arrêter la webcam et garder son image."
+            elif round(error, 1) < round(best, 1):
+                advice = "Bravo, vous faites mieux que lui !"
+            else:
+                advice = "Défi : « Tout à zéro », puis retrouvez l'original avec les sliders."
+            self.say(f"Erreur : {error:.1f} ; celle de la réponse du modèle : {best:.1f}. {advice}")
         put_images(self.view, images, (self.view.winfo_width() - 4, self.view.winfo_height() - 4))
 
     def take_over(self, *_):
@@ -332,11 +341,11 @@ class Window(tk.Tk):
 
     def follow_webcam(self):
         """Prend la dernière image de la webcam ; après 5 secondes sans image, l'arrête."""
-        webcam, image, self.webcam.image = self.webcam, self.webcam.image, None
+        webcam = self.webcam
+        image, webcam.image = webcam.image, None
         webcam.silence += 1
         if image:
-            z = self.encode(image)
-            self.glide = z, z, 0                  # déjà au bout du chemin
+            self.set_z(self.encode(image))
         elif not webcam.is_alive() or webcam.silence > 500:
             self.take_over()
             self.calm = 1                         # rien à redessiner : ce message reste

@@ -43,7 +43,7 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
-    """Le chemin inverse : N×latent_size -> N×3×S×S."""
+    """Le chemin inverse : N×latent_size -> N×3×S×S, ce que VAE.decode ajoute à l'image moyenne."""
 
     def __init__(self, latent_size, images_size):
         side = images_size // 16
@@ -61,7 +61,7 @@ class VAE(nn.Module):
     """Encoder et Decoder, reliés par quelques nombres tirés au hasard autour de mu.
 
     x : N×3×S×S, RVB, flottants de 0 à 1 (S = images_size) ; z, mu, logvar : N×latent_size.
-    Lève ValueError si le réseau ne peut pas prendre ces tailles."""
+    Lève ValueError si ces tailles ne sont pas de celles que le kit accepte."""
 
     def __init__(self, latent_size=4, images_size=64):
         if latent_size not in range(1, 257) or images_size not in range(16, 513, 16):
@@ -71,7 +71,7 @@ class VAE(nn.Module):
         self.latent_size, self.images_size = latent_size, images_size
         self.encoder = Encoder(latent_size, images_size)
         self.decoder = Decoder(latent_size, images_size)
-        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))    # avant la sigmoïde
+        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))    # l'image moyenne
         self.register_buffer("contrast", torch.tensor(1.0))       # enregistré, mais pas appris
 
     @torch.no_grad()
@@ -79,17 +79,18 @@ class VAE(nn.Module):
         """Part de l'image moyenne (3×S×S, de 0 à 1) et du contraste, l'écart type des images autour
         d'elle. Il ne reste à apprendre que ce qui distingue les images de leur moyenne : quand
         elles sont peu nombreuses, le réseau n'aurait pas le temps d'apprendre les deux."""
-        self.mean.copy_(torch.logit(mean, eps=0.02))
+        self.mean.copy_(torch.logit(mean, eps=0.02))          # logit : la sigmoïde, à l'envers
         self.contrast.fill_(contrast)
 
     def encode(self, x):
         """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
-        mean = torch.sigmoid(self.mean.detach())       # detach : un repère ; seul decode l'apprend
+        mean = torch.sigmoid(self.mean.detach())     # detach : c'est decode qui corrige self.mean
         return self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
 
     def decode(self, z):
-        """Les images que dessine le décodeur, de 0 à 1. (4 : sans cet élan, un trait discret, comme
-        la couleur de la peau, passe parfois inaperçu, et aucun slider ne l'apprend.)"""
+        """Les images que dessine le décodeur, de 0 à 1. (4 : ce qu'il dessine compte plus vite.
+        Sans cela, un trait discret, la couleur de la peau, n'est parfois appris par aucun slider.)
+        """
         return torch.sigmoid(4 * self.decoder(z) + self.mean)
 
     def forward(self, x):
@@ -121,7 +122,10 @@ def find_images(folder):
         files = [Path(root, name) for name in names
                  if not name.startswith((".", "train_VAE", "decode_VAE"))
                  and name.lower() not in ("thumbs.db", "desktop.ini")]
-        (exemple if real == EXEMPLE else own).extend(files)
+        if real == EXEMPLE:
+            exemple += files
+        else:
+            own += files
     return sorted(own or exemple)
 
 
@@ -136,9 +140,9 @@ def read_image(path, images_size):
             image.load()                                             # échoue s'il est abîmé
             with contextlib.suppress(Exception):                     # EXIF abîmé : tant pis
                 image = ImageOps.exif_transpose(image)
-            if image.mode[0] in "IF":      # gris de la science : 16 ou 32 bits, flottants
+            if image.mode.startswith(("I", "F")):    # gris de la science : 16, 32 bits, flottants
                 low, high = grey_range(Path(path).parent)
-                grey = np.nan_to_num((np.asarray(image, float) - low) * 255 / (high - low))
+                grey = np.nan_to_num((np.asarray(image, float) - low) / (high - low) * 255)
                 image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
             image = ImageOps.fit(image.convert("RGBA"), (images_size, images_size))
     except UnidentifiedImageError as error:
@@ -150,13 +154,13 @@ def read_image(path, images_size):
 
 @functools.cache
 def grey_range(folder):
-    """Le noir et le blanc de ces gris : (low, high). Un fichier ne dit pas s'il en emploie 12 bits
-    ou 16 : le blanc est la plus petite des valeurs usuelles, 1, 255, 4095 ou 65535, qu'aucune image
-    du dossier ne dépasse."""
+    """Le noir et le blanc des gris de ce dossier, (low, high), les mêmes pour toutes ses images (et
+    calculés une seule fois : cache). Un fichier de 16 bits peut n'en employer que 12 sans le dire :
+    le blanc est la plus petite des valeurs usuelles, 1, 255, 4095, 65535, qu'aucune ne dépasse."""
     low, high = 0, 1
     for path in folder.iterdir():
         with contextlib.suppress(Exception), Image.open(path) as image:   # read_image le dira
-            if image.mode[0] in "IF":
+            if image.mode.startswith(("I", "F")):
                 grey = np.asarray(image, float)
                 grey = grey[np.isfinite(grey)]
                 low, high = min(low, grey.min()), max(high, grey.max())
@@ -164,14 +168,15 @@ def grey_range(folder):
 
 
 # %% Enregistrer et relire
-def patiently(action):
-    """Sous Windows, un antivirus tient parfois un fichier tout neuf : retente trois secondes."""
+def patiently(action, *args):
+    """Rend action(*args). Sous Windows, un antivirus tient parfois un fichier tout neuf : retente
+    pendant trois secondes."""
     for _ in range(30):
         try:
-            return action()
+            return action(*args)
         except PermissionError:
             time.sleep(0.1)
-    return action()
+    return action(*args)
 
 
 def save_model(vae, path):
@@ -182,7 +187,7 @@ def save_model(vae, path):
                 "architecture": str(vae), "weights": vae.state_dict()}, content)
     try:
         beside.write_bytes(content.getvalue())
-        patiently(lambda: os.replace(beside, path))
+        patiently(os.replace, beside, path)
     finally:
         beside.unlink(missing_ok=True)
 
@@ -195,19 +200,19 @@ def load_model(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"Il n'y a pas de modèle « {path} » : lancez d'abord train_VAE.py.")
     try:
-        patiently(lambda: open(path, "rb").close())
+        patiently(open, path, "rb").close()
         with zipfile.ZipFile(path) as archive:
+            program = "constants.pkl" in str(archive.namelist())     # TorchScript : s'exécuterait
             size = sum(member.file_size for member in archive.infolist())
-            if "constants.pkl" in str(archive.namelist()):
-                raise ValueError("un programme (TorchScript), que torch.load pourrait exécuter")
-            if size > os.path.getsize(path) or archive.testzip():
-                raise ValueError("un fichier comprimé, qui remplirait la mémoire, ou abîmé")
+            inflated = size > os.path.getsize(path)                  # remplirait la mémoire
+            if program or inflated or archive.testzip():             # testzip : abîmé
+                raise ValueError
         saved = torch.load(path, map_location="cpu", weights_only=True)
         vae = VAE(saved["latent_size"], saved["images_size"])
         vae.load_state_dict(saved["weights"])
         if saved["architecture"] != str(vae) or not all(
                 weight.isfinite().all() for weight in vae.state_dict().values()):
-            raise ValueError("un autre réseau, ou des poids qui ne sont pas des nombres")
+            raise ValueError
     except Exception as error:
         raise ValueError(f"« {path} » n'est pas un modèle de ce kit, ou il est abîmé, ou "
                          "model_VAE_64.py a changé depuis : relancez train_VAE.py.") from error

@@ -27,9 +27,10 @@ def stop(message):
 
 if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")     # une lettre inconnue de la console devient « ? »
-# Les paramètres de la zone ; None, si la ligne manque
-images_folder, images_size, camera = map(globals().get, ["images_folder", "images_size", "camera"])
-if type(images_folder) is not str or not images_folder.strip() or min(images_folder) < " ":
+images_folder = globals().get("images_folder")      # None, si la ligne manque
+images_size, camera = globals().get("images_size"), globals().get("camera")
+if (type(images_folder) is not str or not images_folder.strip()
+        or not images_folder.isprintable()):        # \t est une touche
     stop(f"images_folder = {images_folder!r} : il faut le nom d'un dossier (avec / et non \\).")
 if type(images_size) is not int or not 8 <= images_size <= 1024:
     stop(f"images_size = {images_size!r} : il faut un nombre entier de 8 à 1024, comme 64.")
@@ -59,8 +60,11 @@ def as_saved(frame):
     side = min(height, width)
     square = frame[(height - side) // 2:, (width - side) // 2:][:side, :side]
     image = cv2.resize(square, (images_size, images_size), interpolation=cv2.INTER_AREA)
-    image = (image >> 8 * (image.itemsize - 1)).astype(np.uint8)    # 16 bits : les 8 premiers
-    return cv2.flip(np.dstack([image] * 3)[:, :, :3], 1)            # grise : trois fois la même
+    if image.dtype != np.uint8:
+        image = (image >> 8).astype(np.uint8)       # de 16 bits à 8
+    if image.ndim == 2:
+        image = np.dstack([image] * 3)              # grise : trois fois la même
+    return cv2.flip(image[:, :, :3], 1)
 
 
 def read_camera(capture, film, arrived, stopping):
@@ -95,7 +99,7 @@ def show(image, recording):
 
 
 def save_image(image, path):
-    """Écrit l'image sous un nom caché, puis la renomme : elle apparaît entière ou pas du tout."""
+    """Écrit l'image sous un nom provisoire, puis la renomme : elle apparaît entière, ou pas."""
     hidden = path.with_name(".image.part")
     for tries_left in reversed(range(15)):      # un antivirus tient parfois le fichier tout neuf
         try:    # avec Pillow : cv2.imwrite échoue sans rien dire sur un chemin accentué
@@ -124,8 +128,8 @@ film = type(camera) is str and os.path.isfile(folder / camera)
 capture = cv2.VideoCapture()
 arrived, stopping = deque(maxlen=100), threading.Event()
 reader = threading.Thread(target=read_camera, args=(capture, film, arrived, stopping), daemon=True)
-recent = []                     # images que « s » peut encore faire enregistrer
-alone = 0                       # appui isolé en attente : rang de son image dans recent (0 : aucun)
+recent = []                     # les images que « s » peut encore faire enregistrer
+press = None                    # l'appui qui attend : le rang de son image dans recent
 waiting = deque(maxlen=40)      # images à écrire ; si le disque est trop lent, les vieilles tombent
 numbers, chosen, recorded = [], 0, 0
 try:
@@ -151,24 +155,26 @@ try:
         new = [arrived.popleft() for _ in range(len(arrived))]
         recent += new
 
-        # Le clavier n'annonce pas qu'une touche est relâchée : « s » maintenue arrive une fois,
-        # puis, une demi-seconde plus tard, dix à quarante fois par seconde. Un « s » isolé
-        # enregistre l'image du moment ; quand un « s » en suit un autre de près, la touche est
-        # maintenue : toutes les images depuis l'appui, et les suivantes jusqu'au relâchement.
-        while (key := cv2.waitKeyEx(10) & 0xFFFF) != 0xFFFF:    # & : sans le bit de Verr. Num
+        # Les touches. Le clavier n'annonce pas qu'une touche est relâchée : « s » maintenue arrive
+        # une fois, puis, une demi-seconde plus tard, dix à quarante fois par seconde. La première
+        # répétition ressemble donc à un nouvel appui ; la suivante, toute proche, tranche.
+        while (key := cv2.waitKeyEx(10)) != -1:
+            key &= 0xFFFF               # sans le bit de Verr. Num
             if key in (ord("s"), ord("S")):
-                alone = max(1, len(recent)) if clock - last_s > HOLD else 0
+                held = clock - last_s <= HOLD
+                press = None if held else max(0, len(recent) - 1)
                 last_s = clock
             ended = ended or key in (ord("q"), ord("Q"), 27)
         recording = clock - last_s <= HOLD and not ended
-        saving = []
-        if recording and not alone:             # touche maintenue : tout depuis l'appui
-            saving, recent = recent, []
-        elif not recording and 0 < alone <= len(recent):     # appui bref : l'image du moment
-            saving, recent, alone = [recent[alone - 1]], recent[alone:], 0
-        elif clock - last_s > PAUSE:            # plus de « s » : ne garder que la dernière
-            recent = recent[-1:]
 
+        # Les images à enregistrer
+        saving = []
+        if recording and press is None:             # touche maintenue : tout depuis l'appui
+            saving, recent = recent, []
+        elif not recording and press is not None and press < len(recent):     # appui bref : une
+            saving, recent, press = [recent[press]], recent[press + 1:], None
+        elif clock - last_s > PAUSE:                # plus de « s » : ne garder que la dernière
+            recent = recent[-1:]
         waiting += saving
         chosen += len(saving)
         while waiting and time.monotonic() < now + 0.05:
@@ -201,8 +207,7 @@ finally:
         reader.join(timeout=1)
     cv2.destroyAllWindows()
     cv2.waitKey(1)
-    s = "s" * (recorded > 1)
-    print(f"{recorded or 'Aucune'} image{s} enregistrée{s} dans {images_path} "
+    print(f"Images enregistrées dans {images_path} : {recorded} "
           f"({len(numbers) + recorded} en tout).")
     if chosen > recorded:
         print(f"Images perdues, le disque étant trop lent ou plein : {chosen - recorded}.")

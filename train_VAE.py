@@ -32,7 +32,7 @@ import sys
 import time
 from pathlib import Path
 
-folder = Path(__file__).resolve().parent
+folder, last_said = Path(__file__).resolve().parent, 0
 sys.path.insert(0, str(folder))               # pour trouver model_VAE_64.py, d'où que l'on lance
 sys.modules.pop("model_VAE_64", None)         # relu à chaque fois : il a pu être modifié
 if hasattr(sys.stdout, "reconfigure"):
@@ -40,15 +40,12 @@ if hasattr(sys.stdout, "reconfigure"):
 
 
 def say(message, silence=0):
-    """Affiche un message, si le dernier date d'au moins `silence` secondes. Une console fermée ou
-    pleine n'arrête pas l'entraînement."""
-    if time.monotonic() >= say.last + silence:
-        say.last = time.monotonic()
-        with contextlib.suppress(OSError):
+    """Affiche un message, sauf si le dernier date de moins de `silence` secondes."""
+    global last_said
+    if time.monotonic() >= last_said + silence:
+        last_said = time.monotonic()
+        with contextlib.suppress(OSError):        # une console fermée n'arrête pas l'entraînement
             print(message, flush=True)
-
-
-say.last = 0
 
 
 def stop(message):
@@ -66,10 +63,11 @@ for name, types, low, high in [
     value = globals().get(name)       # la valeur de la variable qui porte ce nom
     if type(value) not in types or not low <= value <= high:
         stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
-             f"nombre {'entier ' * (types == [int])}de {low} à {high}, sans virgule.")
+             f"nombre {'entier ' if types == [int] else ''}de {low} à {high} (un point, pas de "
+             "virgule).")
 for name in "images_folder", "model_file":
     value = globals().get(name)
-    if type(value) is not str or min(value, default="") < " ":       # "images\test" : \t
+    if type(value) is not str or not value.strip() or not value.isprintable():   # \t est une touche
         stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
              "nom entre guillemets (et / entre les dossiers, non \\).")
 if images_size % 16:
@@ -113,13 +111,14 @@ finally:
 
 # %% 1. Les images
 files = find_images(folder / images_folder)
-random.Random(seed).shuffle(files)      # sinon, le test serait le début d'un film, un seul dossier
-pixels, paths, passed_over = bytearray(), [], []
+random.Random(seed).shuffle(files)     # le test ne doit pas être un seul dossier, un bout de film
+images = np.empty((len(files), images_size, images_size, 3), np.uint8)        # N×S×S×3
+paths, passed_over = [], []
 try:
     for path in files:
         say(f"   lecture des images : {len(paths)}/{len(files)}", silence=5)
         try:
-            pixels += read_image(path, images_size).tobytes()
+            images[len(paths)] = read_image(path, images_size)
             paths.append(path)
         except ValueError as error:               # un fichier illisible n'arrête rien
             passed_over.append(f"{path.name} ({error})")
@@ -131,7 +130,7 @@ if passed_over:
 if len(paths) < 2:
     stop(f"Images dans « {images_folder} » : {len(paths)}. Il en faut au moins 2 (200, c'est "
          "bien) : enregistrez-en avec record_images.py, ou copiez-y les vôtres.")
-images = np.frombuffer(pixels, np.uint8).reshape(-1, images_size, images_size, 3)      # N×S×S×3
+images = images[:len(paths)]
 test_count = min(max(1, round(len(images) * test_proportion)), len(images) - 1)
 test_images, train_images = images[:test_count], images[test_count:]
 say(f"{len(images)} images de « {os.path.commonpath([path.parent for path in paths])} » : "
@@ -139,7 +138,8 @@ say(f"{len(images)} images de « {os.path.commonpath([path.parent for path in pa
 
 
 def to_x(batch):
-    """Des octets N×S×S×3 -> x : N×3×S×S, de 0 à 1 (permuter les axes, pas reshape !)."""
+    """Des octets N×S×S×3 -> x : N×3×S×S, de 0 à 1 (permuter les axes, pas reshape !), là où l'on
+    calcule (device, partie 4)."""
     return torch.as_tensor(batch).to(device).permute(0, 3, 1, 2) / 255
 
 
@@ -151,16 +151,16 @@ def kl_divergence(mu, logvar):
     return (mu.square() + logvar.exp() - 1 - logvar) / 2
 
 
-def vae_loss(vae, x):
+def vae_loss(vae, x, kl_weight):
     """La loss moyenne d'un lot : la somme des erreurs au carré de chaque image, plus kl_weight fois
-    sa divergence KL (Kingma et Welling 2013, éq. 10). kl_weight, dans la partie 4, est beta
-    (Higgins et al. 2017), ou moins si les images se ressemblent."""
+    sa divergence KL (Kingma et Welling 2013, éq. 10, pour des pixels de loi normale ; kl_weight est
+    le beta de Higgins et al. 2017, ou moins, voir la partie 4)."""
     reconstruction, mu, logvar = vae(x)
     error = (reconstruction - x).square().sum()
     return (error + kl_weight * kl_divergence(mu, logvar).sum()) / len(x)
 
 
-# %% 3. L'image du bilan, train_VAE.png, refaite après chaque epoch (cette partie peut se sauter)
+# %% 3. L'image du bilan, train_VAE.png, refaite après chaque epoch (à lire plus tard)
 @torch.no_grad()
 def encode(vae, images):
     """mu et logvar de toutes ces images : deux tenseurs N×latent_size."""
@@ -169,7 +169,7 @@ def encode(vae, images):
 
 
 def draw_curves(draw, width, height):
-    """La loss (en bleu) et la test loss (en orange) à chaque epoch."""
+    """La loss (en bleu) et la test loss (en orange) à chaque epoch, en pixels."""
     low, high = min(losses + test_losses), max(losses + test_losses)
     scale = height / (high - low or 1)                           # pixels par unité de loss
     for value in np.linspace(low, high, 5):
@@ -186,22 +186,23 @@ def draw_curves(draw, width, height):
 
 
 @torch.no_grad()
-def save_report(vae, kl, columns=9, side=64):
+def save_report(vae, kl):
     """Dessine les courbes, des images de test au-dessus de leur reconstruction, l'effet de chaque
     slider et sa KL ; enregistre et rend cette PIL.Image."""
+    columns, side, step = 9, 64, 66             # step : une image et sa marge
     x = to_x(test_images[:columns])
     rows = {"images de test": x, "reconstructions": vae.decode(vae.encode(x)[0])}
     for k in range(latent_size):
         z = torch.zeros(columns, latent_size, device=device)
         z[:, k] = torch.linspace(-3, 3, columns)
         rows[f"z{k + 1} : -3 ... 3\nKL {kl[k]:.2f}"] = vae.decode(z)
-    report = Image.new("RGB", (130 + columns * (side + 2), 220 + len(rows) * (side + 2)), "white")
+    report = Image.new("RGB", (130 + columns * step, 220 + len(rows) * step), "white")
     draw = ImageDraw.Draw(report)
     draw_curves(draw, report.width - 10, 180)
     for k, (label, row) in enumerate(rows.items()):
         row = make_grid(interpolate(row.cpu(), (side, side), mode="area"), columns, pad_value=1)
-        report.paste(to_pil_image(row), (128, 218 + k * (side + 2)))
-        draw.text((8, 238 + k * (side + 2)), label, "black")
+        report.paste(to_pil_image(row), (128, 218 + k * step))
+        draw.text((8, 238 + k * step), label, "black")
     with contextlib.suppress(OSError):      # ouverte dans un autre programme : la prochaine fois
         report.save(folder / "train_VAE.png")
     return report
@@ -217,28 +218,27 @@ except RuntimeError:                  # une carte graphique trop ancienne pour c
     device = "cpu"
 train_loader = DataLoader(train_images, batch_size, shuffle=True)       # les lots, tirés au hasard
 test_loader = DataLoader(test_images, batch_size)
+
+# Le départ : l'image moyenne, et de combien les images s'en écartent (500 suffisent pour le savoir)
 vae = VAE(latent_size, images_size)
-mean = torch.from_numpy(train_images.mean(axis=0)).float().permute(2, 0, 1) / 255
-gaps = to_x(train_images[:500]).cpu() - mean
-vae.start_from(mean, contrast=max(gaps.std().item(), 0.001))
+mean_image = torch.from_numpy(train_images.mean(axis=0)).float().permute(2, 0, 1) / 255
+gaps = to_x(train_images[:500]).cpu() - mean_image
+vae.start_from(mean_image, contrast=max(gaps.std().item(), 0.001))
 vae.to(device)
-# L'erreur que l'on ferait en dessinant toujours l'image moyenne : 243 pour les images de départ.
-# Si elle est plus petite (petites images, ou qui se ressemblent), la KL pèse moins dans la loss :
-# sinon, elle coûterait plus que ce qu'elle permet de gagner, et aucun slider ne servirait.
+optimizer = torch.optim.Adam(vae.parameters(), learning_rate)
+
+# L'erreur que l'on ferait en dessinant toujours l'image moyenne ; pour les images de départ, 243.
+# Si elle est plus petite (petites images, ou qui se ressemblent), il y a moins à gagner : la KL
+# pèse moins dans la loss, sinon un slider coûterait plus qu'il ne rapporte, et aucun ne servirait.
 mean_error = gaps.square().sum(dim=(1, 2, 3)).mean().item()
 kl_weight = beta * min(1, mean_error / 243)
-optimizer = torch.optim.Adam(vae.parameters(), learning_rate)
-window = max(1, epochs * len(train_loader) / 20)        # un vingtième des pas de l'entraînement
 
-
-def moving_average(mean, weight, steps):
-    """La moyenne d'un poids à tous les pas ; après `window` pas, les plus anciens s'oublient."""
-    return mean + (weight - mean) / min(steps + 1, window)
-
-
-# Chaque pas secoue un peu les poids. Le modèle que l'on teste et que l'on garde est un second, plus
-# stable, dont chaque poids est la moyenne de ceux des derniers pas.
-average = AveragedModel(vae, avg_fn=moving_average)
+# Chaque correction secoue un peu les poids. Le modèle que l'on teste et que l'on garde est un
+# second, plus stable, dont chaque poids est une moyenne : de toutes ses valeurs d'abord, puis,
+# passé le vingtième des corrections, une moyenne glissante, où les plus anciennes s'oublient.
+window = max(1, epochs * len(train_loader) / 20)
+average = AveragedModel(vae, avg_fn=lambda average, weight, count:
+                        average + (weight - average) / min(count + 1, window))
 
 say(f"Calcul sur : {device}, {len(train_loader)} corrections par epoch.")
 if len(train_loader) > 500:
@@ -248,7 +248,7 @@ try:
     for epoch in range(1, epochs + 1):
         total = 0
         for k, batch in enumerate(train_loader):
-            loss = vae_loss(vae, to_x(batch))
+            loss = vae_loss(vae, to_x(batch), kl_weight)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -256,13 +256,13 @@ try:
             total += loss.item() * len(batch)
             say(f"   epoch {epoch} : {k}/{len(train_loader)}", silence=5)
         with torch.no_grad():
-            test_total = sum(vae_loss(average.module, to_x(batch)).item() * len(batch)
+            test_total = sum(vae_loss(average.module, to_x(batch), kl_weight).item() * len(batch)
                              for batch in test_loader)
         if not math.isfinite(total + test_total):
             stop(f"La loss vaut {total + test_total} : l'apprentissage a divergé, learning_rate = "
                  f"{learning_rate} est sans doute trop grand (ou beta = {beta}).")
         if epoch == 1 and model_path.exists():         # le modèle d'avant n'est pas perdu
-            patiently(lambda: model_path.replace(previous_path))
+            patiently(os.replace, model_path, previous_path)
             say(f"Le modèle précédent est gardé dans « {previous_path.name} ».")
         save_model(average.module, model_path)
         losses.append(total / len(train_images))
@@ -286,7 +286,7 @@ except RuntimeError as error:
     stop("Pas assez de mémoire : baissez batch_size ou images_size.")
 
 del path, batch, total, test_total, start, k
-vae, device = load_model(model_path), "cpu"       # la suite va vite, même sans carte graphique
+vae, device = load_model(model_path), "cpu"     # celui de la dernière epoch finie, sans carte
 
 
 # %% 5. Les axes : pour que chaque slider ait si possible sa caractéristique (peut se sauter)
@@ -303,7 +303,7 @@ def orthogonal(matrix):
 def independent_axes(mu):
     """Les axes sur lesquels les nombres des images (mu : N×latent_size) sont le plus indépendants :
     une matrice orthogonale, un axe par colonne."""
-    awake = (mu.std(dim=0, correction=0) > 0.3).nonzero()[:, 0]   # sans les sliders inactifs
+    awake = (mu.std(dim=0, correction=0) > 0.3).nonzero()[:, 0]   # les sliders qui servent
     axes = torch.eye(latent_size)
     if len(mu) > 20 * len(awake) > 0:                  # avec moins d'images, ce serait du hasard
         white = orthogonal((mu - mu.mean(dim=0))[:, awake].double()) * len(mu) ** 0.5   # variance 1
@@ -321,7 +321,8 @@ def turn_axes(vae, axes):
     L'encodeur finit, et le décodeur commence, par une couche linéaire : toutes deux tournées,
     decode(mu) ne change pas."""
     for weight in vae.encoder[-1].parameters():        # les poids, puis les biais
-        weight.copy_(torch.block_diag(axes.T, axes.T.square()) @ weight)      # mu, puis logvar
+        mu, logvar = weight.chunk(2)                   # ceux dont sort mu, ceux dont sort logvar
+        weight.copy_(torch.cat([axes.T @ mu, axes.T.square() @ logvar]))
     vae.decoder[0].weight.copy_(vae.decoder[0].weight @ axes)
 
 
