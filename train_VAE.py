@@ -32,7 +32,7 @@ import sys
 import time
 from pathlib import Path
 
-folder, last_said = Path(__file__).resolve().parent, 0
+folder = Path(__file__).resolve().parent
 sys.path.insert(0, str(folder))               # pour trouver model_VAE_64.py, d'où que l'on lance
 sys.modules.pop("model_VAE_64", None)         # relu à chaque fois : il a pu être modifié
 if hasattr(sys.stdout, "reconfigure"):
@@ -41,11 +41,13 @@ if hasattr(sys.stdout, "reconfigure"):
 
 def say(message, silence=0):
     """Affiche un message, sauf si le dernier date de moins de `silence` secondes."""
-    global last_said
-    if time.monotonic() >= last_said + silence:
-        last_said = time.monotonic()
+    if time.monotonic() >= say.last + silence:
+        say.last = time.monotonic()
         with contextlib.suppress(OSError):        # une console fermée n'arrête pas l'entraînement
             print(message, flush=True)
+
+
+say.last = 0        # l'heure du dernier message
 
 
 def stop(message):
@@ -112,9 +114,9 @@ finally:
 # %% 1. Les images
 files = find_images(folder / images_folder)
 random.Random(seed).shuffle(files)     # le test ne doit pas être un seul dossier, un bout de film
-images = np.empty((len(files), images_size, images_size, 3), np.uint8)        # N×S×S×3
 paths, passed_over = [], []
 try:
+    images = np.empty((len(files), images_size, images_size, 3), np.uint8)        # N×S×S×3
     for path in files:
         say(f"   lecture des images : {len(paths)}/{len(files)}", silence=5)
         try:
@@ -124,6 +126,8 @@ try:
             passed_over.append(f"{path.name} ({error})")
 except KeyboardInterrupt:
     stop("Arrêt demandé, avant l'entraînement.")
+except MemoryError:
+    stop("Pas assez de mémoire pour autant d'images : baissez images_size.")
 if passed_over:
     say(f"Fichiers laissés de côté ({len(passed_over)}) : {', '.join(passed_over[:3])}"
         + ", ..." * (len(passed_over) > 3))

@@ -47,6 +47,17 @@ def run(script, cwd=None, timeout=600, env=None, **options):
                           env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})}, **options)
 
 
+def write_film(path, pictures, fps=10, codec="FFV1"):
+    """Un film AVI fait de ces images (BGR), sans perte ; rend son chemin."""
+    import cv2
+    size = pictures[0].shape[1::-1]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
+    for picture in pictures:
+        writer.write(picture)
+    writer.release()
+    return str(path)
+
+
 def wait_until(condition, timeout=30, every=0.05):
     """Attend que condition() soit vraie et rend sa valeur ; échoue après `timeout` secondes."""
     end = time.monotonic() + timeout
