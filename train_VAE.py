@@ -340,11 +340,12 @@ if min(test_count, len(train_images)) < 5:
 elif min(losses[-1], test_losses[-1]) > 0.95 * mean_error:
     verdict = (f"le modèle ne fait pas mieux que de toujours dessiner l'image moyenne (erreur "
                f"{mean_error:.2f}) : changez learning_rate, beta ou epochs.")
-elif test_losses[-1] > 1.3 * losses[-1] or test_losses[-1] > 1.05 * min(test_losses):
+elif (test_losses[-1] > 1.05 * min(test_losses)       # elle remonte, ou reste haute, sans descendre
+      or test_losses[-1] > max(1.3 * losses[-1], 0.97 * test_losses[-2:][0])):
     verdict = ("la test loss finit bien plus haut que la loss, ou remonte : sur-apprentissage. Il "
                "faudrait plus d'images.")
 else:
-    verdict = "la loss et la test loss sont descendues ensemble, tout va bien."
+    verdict = "la loss et la test loss sont descendues toutes les deux, tout va bien."
 say(f"Bilan : {verdict}")
 mu, logvar = encode(vae, images)
 latents, kl = mu.numpy(), kl_divergence(mu, logvar).mean(dim=0).numpy()

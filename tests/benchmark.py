@@ -10,22 +10,21 @@
 `git worktree add D COMMIT` range en D une version d'avant. Un kit est mesuré tel qu'il est : copié,
 sa zone *** modifiée, lancé dans un autre processus, son modèle relu par son model_VAE_64.py. Un
 cinquième des images ne lui est jamais montré. L'erreur est mesurée sur celles-là : en moyenne par
-image, la somme des carrés des écarts entre ses 3 × 64 × 64 valeurs (de 0 à 1) et l'image décodée de
-mu. « ACP » : l'analyse en composantes principales, 4 nombres par image, ajustée sur les autres.
+image, la somme des carrés des écarts entre ses 3×64×64 valeurs (de 0 à 1) et l'image décodée de mu.
 """
 import argparse
 import contextlib
-import importlib.util
+import itertools
 import json
 import os
 import random
 import re
 import runpy
 import shutil
-import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -43,7 +42,7 @@ KITS = {"kit": kit.ROOT}                                     # et, avec --ancien
 options = argparse.Namespace(rapide=False, ancien=None, dossier=[], jeu=[])
 
 
-# Les jeux : chaque fonction donne, l'une après l'autre, des images de 64×64×3 octets
+# Les jeux : chaque fonction donne, l'une après l'autre, des images de 64×64×3 octets, sans fin
 def paint(draw, x, y, radii, colour, turn=0):
     """Peint une forme : des rayons à angles égaux autour de (x, y)."""
     angles = turn + np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
@@ -62,19 +61,13 @@ def with_noise(pixels, rng, noise):
     return np.dstack([pixels.clip(0, 255).astype(np.uint8)] * 3)[:, :, :3]
 
 
-def faces(count=600):
-    """Les images de départ, telles qu'elles sont dans le kit."""
-    for file in sorted(draw_exemple.FOLDER.glob("*.png"))[:count]:
-        yield np.asarray(Image.open(file).convert("RGB"))
-
-
-def webcam(count=250, light=1):
+def webcam(light=1):
     """Un film de webcam : une tête qui bouge devant une pièce, la lumière, le grain."""
     rng = np.random.default_rng(1)
     room = clouds(rng, (192, 192)).point(lambda value: 40 + value // 2)
     mask = Image.new("L", (64, 64))
     ImageDraw.Draw(mask).ellipse((8, 6, 56, 57), fill=255)
-    for t in range(count):
+    for t in itertools.count():
         head = draw_exemple.draw_face(-0.8, np.sin(t / 19), np.sin(t / 11 + 1), np.sin(t / 13))
         side = int(64 * (1.6 + 0.35 * np.sin(t / 31)))
         x, y = 96 + 40 * np.sin(t / 17) + 9 * np.sin(t / 5), 110 + 20 * np.sin(t / 23 + 1)
@@ -85,7 +78,7 @@ def webcam(count=250, light=1):
         yield with_noise(20 * (light < 1) + np.asarray(frame.reduce(3)) * flicker, rng, 3 * light)
 
 
-def panning(count=300):
+def panning():
     """Un film panoramique : la caméra glisse et zoome sur un grand décor."""
     rng = np.random.default_rng(2)
     scene = clouds(rng, (640, 640))
@@ -93,16 +86,16 @@ def panning(count=300):
         (x, y), colour = rng.uniform(0, 640, 2), tuple(rng.integers(0, 256, 3))
         radii = [rng.uniform(8, 45)] * int(rng.choice([3, 4, 6, 40]))
         paint(ImageDraw.Draw(scene), x, y, radii, colour, rng.uniform(0, 6))
-    for t in np.linspace(0, 4 * np.pi, count):
+    for t in itertools.count(0, 0.042):
         x, y = 320 + 190 * np.sin(t) + 20 * np.sin(7 * t), 320 + 120 * np.sin(1.37 * t)
         r = 90 + 30 * np.sin(0.7 * t)
         yield np.asarray(scene.resize((64, 64), Image.Resampling.BOX, (x - r, y - r, x + r, y + r)))
 
 
-def mri(count=1000):
+def mri():
     """Des coupes de tête comme à l'IRM : crâne, cerveau, taches, ventricules ; grain variable."""
     rng = np.random.default_rng(3)
-    for _ in range(count):
+    while True:
         image, (x0, y0) = Image.new("L", (256, 256)), rng.normal(128, 4, 2)
         height, spots = rng.uniform(-1, 1), rng.uniform(-0.4, 0.4, (6, 2))
         r, hole = 128 * (1 - 0.8 * height ** 2) ** 0.5, max(0, 1 - (height / 0.6) ** 2) ** 0.5
@@ -115,26 +108,10 @@ def mri(count=1000):
         yield with_noise(np.asarray(image.reduce(4)), rng, rng.uniform(2, 12))
 
 
-def parts(count=150):
-    """Des photos techniques en gris : anneaux, engrenages, boulons, éclairés de tous côtés."""
-    rng = np.random.default_rng(4)
-    y, x = np.mgrid[-1:1:64j, -1:1:64j]
-    for k in range(count):
-        image = Image.new("L", (256, 256), 60)
-        r, (x0, y0), light = rng.uniform(60, 110), rng.uniform(116, 140, 2), rng.uniform(0, 6.28)
-        teeth = [r, r, 0.8 * r, 0.8 * r] * int(rng.integers(8, 16))
-        hole = [rng.uniform(0.45, 0.65), 0.25, 0.4][k % 3] * r
-        for radii, grey in [([[r] * 60, teeth, [r] * 6][k % 3], 190),
-                            ([0.72 * r] * 60, [190, 160, 215][k % 3]), ([hole] * 60, 60)]:
-            paint(ImageDraw.Draw(image), x0, y0, radii, grey, rng.uniform(0, 6.28))
-        shade = 1 + 0.35 * (x * np.cos(light) + y * np.sin(light))
-        yield with_noise(np.asarray(image.reduce(4)) * shade, rng, 3)
-
-
-def icons(count=5000, seed=5):
+def icons():
     """De petits dessins de couleurs très différentes, sur fond blanc, comme des émojis."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
+    rng = np.random.default_rng(5)
+    while True:
         image = Image.new("RGB", (128, 128), "white")
         draw, r = ImageDraw.Draw(image), rng.uniform(38, 60)
         x, y, turn = *rng.uniform(58, 70, 2), rng.uniform(0, 2 * np.pi)
@@ -142,38 +119,25 @@ def icons(count=5000, seed=5):
             corners = int(rng.integers(3, 8))
             radii = [[size] * 40, [size] * corners, [size, 0.5 * size] * corners][rng.integers(3)]
             paint(draw, x, y, radii, tuple(rng.integers(0, 256, 3).tolist()), turn)
-        for side in (-14, 14) if rng.random() < 0.5 else ():
-            draw.ellipse((x + side - 6, y - 15, x + side + 6, y - 1), "white", "black", 3)
         yield np.asarray(image.reduce(2))
 
 
-def digits(count=1797):
-    """Des chiffres écrits à la main (si scikit-learn est installé)."""
-    from sklearn.datasets import load_digits
-    for image in load_digits().images[:count]:
-        image = Image.fromarray((16 * image).clip(0, 255).astype(np.uint8)).convert("RGB")
-        yield np.asarray(image.resize((64, 64)))
-
-
-def images_in(folder, count=None):
-    """Les images d'un dossier de l'utilisateur, celles qui se lisent."""
+def images_in(folder):
+    """Les images d'un dossier, celles qui se lisent."""
     model = module_of(kit.ROOT)
-    for file in model.find_images(folder)[:count]:
+    for file in model.find_images(folder):
         with contextlib.suppress(ValueError):
             yield np.asarray(model.read_image(file, 64))
 
 
-SETS = {"visages": faces, "webcam": webcam, "panoramique": panning, "irm": mri, "pièces": parts,
-        "pénombre": lambda count=250: webcam(count, light=0.25),
-        "dessins 120": lambda count=120: icons(count, seed=6), "dessins": icons}
-if importlib.util.find_spec("sklearn"):
-    SETS["chiffres"] = digits
+SETS = {"visages": (partial(images_in, draw_exemple.FOLDER), 600), "webcam": (webcam, 250),
+        "pénombre": (partial(webcam, light=0.25), 250), "panoramique": (panning, 300),
+        "irm": (mri, 1000), "dessins 120": (icons, 120), "dessins": (icons, 5000)}
 
 
-def split(images):
-    """(celles du kit, un cinquième qu'il ne verra jamais), tirées au hasard."""
-    images = np.random.default_rng(0).permutation(list(images))
-    return images[len(images) // 5:], images[:len(images) // 5]
+def take(images, count):
+    """Les premières images d'un jeu ; quelques-unes seulement avec --rapide."""
+    return list(itertools.islice(images(), 40 if options.rapide else count))
 
 
 def folder_of(images):
@@ -185,11 +149,8 @@ def folder_of(images):
 
 
 def module_of(root):
-    """Le model_VAE_64.py d'un kit."""
-    spec = importlib.util.spec_from_file_location("model", root / "model_VAE_64.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Ce que contient le model_VAE_64.py d'un kit."""
+    return argparse.Namespace(**runpy.run_path(str(root / "model_VAE_64.py")))
 
 
 # Lance train_VAE.py ; note l'heure de chaque pas de l'optimiseur et, à la fin, la mémoire occupée
@@ -231,53 +192,35 @@ def train(root, images_folder, **zone):
         speed=shown / len(steps) / np.median(np.diff(steps)))
 
 
-def to_x(images):
-    """Des octets N×64×64×3 -> N×3×64×64, de 0 à 1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-
-
-def pca_error(known, x, components=4):
-    """L'erreur sur x de l'ACP ajustée sur `known`."""
-    torch.manual_seed(0)
-    known, x = known.flatten(1), x.flatten(1)
-    axes = torch.pca_lowrank(known, components + 8, niter=6)[2][:, :components]
-    gaps = x - known.mean(dim=0)
-    return (gaps @ axes @ axes.T - gaps).square().sum(dim=1).mean().item()
-
-
 @torch.no_grad()
-def judge(vae, x):
-    """(erreur, KL du slider le moins utile) d'un modèle, sur les images x."""
+def judge(vae, images):
+    """(erreur, KL du slider le moins utile) d'un modèle, sur ces images."""
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mu, logvar = vae.encode(x)
     error = (vae.decode(mu) - x).square().sum(dim=(1, 2, 3)).mean().item()
     return error, (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0).min().item() / 2
 
 
-# Les tables : chaque fonction rend (titre, en-têtes, lignes)
+# Les tables : chaque fonction donne ses lignes, l'une après l'autre, d'abord l'en-tête
 def quality():
-    """L'erreur et le slider le moins utile, sur chaque jeu."""
-    rows = []
+    """L'erreur, et la KL du slider le moins utile."""
+    yield ["jeu", *[f"erreur {name}" for name in KITS], *[f"KL {name}" for name in KITS],
+           "erreur du kit/ancien"]
+    all_kls, ratios = [], []
     for name in options.jeu or (["visages"] if options.rapide else SETS):
-        known, unseen = split(SETS[name](*[40] * options.rapide))
-        folder, x = folder_of(known), to_x(unseen)
-        pca, kls, ratios = pca_error(to_x(known), x), [], []
-        for root in KITS.values():       # test_proportion : toutes pour l'entraînement, sauf une
-            error, kl = judge(train(root, folder, test_proportion=0.001).vae, x)
-            kls.append(kl)
-            ratios.append(error / pca)
-        rows.append([name, len(known), pca, *kls, *ratios,
-                     *[ratios[0] / ratio for ratio in ratios[1:]]])
-        print("  ", *map(written, rows[-1]), file=sys.stderr, flush=True)
-    columns = list(zip(*rows))[3:]
-    rows.append(["le pire, puis moyennes géométriques", "", "", *map(min, columns[:len(KITS)]),
-                 *map(statistics.geometric_mean, columns[len(KITS):])])
-    return ("La KL du slider le moins utile ; l'erreur, rapportée à celle de l'ACP",
-            ["jeu", "images", "erreur ACP", *[f"KL {name}" for name in KITS],
-             *[f"{name}/ACP" for name in KITS], *[f"kit/{name}" for name in [*KITS][1:]]], rows)
+        images = np.random.default_rng(0).permutation(take(*SETS[name]))
+        unseen, folder = images[:len(images) // 5], folder_of(images[len(images) // 5:])
+        errors, kls = zip(*[        # test_proportion : toutes pour l'entraînement, sauf une
+            judge(train(root, folder, test_proportion=0.001).vae, unseen) for root in KITS.values()])
+        all_kls.append(kls)
+        ratios.append(errors[0] / errors[-1])
+        yield [name, *errors, *kls, ratios[-1]]
+    yield ["KL la plus basse, moyenne géométrique", *[""] * len(KITS), *np.min(all_kls, axis=0),
+           np.exp(np.log(ratios).mean())]
 
 
-def reference_speed():
-    """Les images par seconde du réseau habituel de ces kits, par lots de 64."""
+def reference():
+    """La vitesse (speed) du réseau habituel de ces kits, par lots de 64."""
     encoder = nn.Sequential(
         nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),
         nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 512), nn.ReLU(),
@@ -298,47 +241,40 @@ def reference_speed():
         optimizer.step()
         loss.item()
         steps.append(time.perf_counter())
-    return 64 / np.median(np.diff(steps))
+    return argparse.Namespace(speed=64 / np.median(np.diff(steps)))
 
 
 def speed():
-    """L'apprentissage du kit et celui de la référence, à tour de rôle."""
+    """Les images par seconde pendant l'apprentissage, 2 000 dessins, médiane de 3 à tour de rôle."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    folder, speeds = folder_of(icons(40 if options.rapide else 2000)), {}
-    for _ in range(1 if options.rapide else 3):
-        speeds.setdefault("référence, par lots de 64", []).append(reference_speed())
-        for name, root in KITS.items():
-            for zone in {}, {"batch_size": 64}:
-                what = f"{name}, batch_size {'= 64' if zone else 'par défaut'}"
-                speeds.setdefault(what, []).append(train(root, folder, epochs=5, **zone).speed)
-    medians = {what: statistics.median(some) for what, some in speeds.items()}
-    return ("Images par seconde pendant l'apprentissage, 2 000 dessins, médiane de 3",
-            ["", "images par seconde", "fois la référence"],
-            [[what, median, median / next(iter(medians.values()))]
-             for what, median in medians.items()])
+    folder, runs = folder_of(take(icons, 2000)), {"référence, par lots de 64": reference}
+    for name, root in KITS.items():
+        runs[f"{name}, batch_size par défaut"] = partial(train, root, folder, epochs=5)
+        if not options.rapide:
+            runs[f"{name}, batch_size = 64"] = partial(train, root, folder, epochs=5, batch_size=64)
+    speeds = [[run().speed for run in runs.values()] for _ in range(1 if options.rapide else 3)]
+    medians = np.median(speeds, axis=0)
+    yield ["", "images par seconde", "fois la référence"]
+    yield from zip(runs, medians, medians / medians[0])
 
 
 def loading():
-    """La lecture d'une image, puis beaucoup d'images d'un bout à l'autre."""
-    folder, photo = folder_of(icons(40 if options.rapide else 20_000)), Path(WORK.name, "photo.jpg")
-    clouds(np.random.default_rng(8), (4000, 3000)).save(photo, quality=90)
-    rows = []
-    for what, files in [("PNG de 64×64, lecture : ms", sorted(folder.iterdir())[:1000]),
-                        ("JPEG de 12 mégapixels, lecture : ms", [photo] * 5)]:
-        rows.append([what])
-        for root in KITS.values():
-            read_image, start = module_of(root).read_image, time.monotonic()
-            for file in files:
-                read_image(file, 64)
-            rows[-1].append(1000 * (time.monotonic() - start) / len(files))
+    """20 000 dessins : leur lecture ; la durée et la mémoire de train_VAE.py, d'un bout à l'autre."""
+    folder, times = folder_of(take(icons, 20_000)), []
+    for root in KITS.values():
+        read_image, start = module_of(root).read_image, time.monotonic()
+        for file in folder.iterdir():
+            read_image(file, 64)
+        times.append(time.monotonic() - start)
     runs = [train(root, folder) for root in KITS.values()]
-    rows += [["20 000 images, le script entier : s", *[run.seconds for run in runs]],
-             ["20 000 images, le script entier : Go", *[run.memory for run in runs]]]
-    return "La lecture des images, la durée, la mémoire", ["", *KITS], rows
+    yield ["", *KITS]
+    yield ["la lecture : s", *times]
+    yield ["le script entier : s", *[run.seconds for run in runs]]
+    yield ["le script entier : Go", *[run.memory for run in runs]]
 
 
 def window():
-    """decode_VAE.py, sur un écran virtuel : le temps de réponse de la vraie fenêtre."""
+    """decode_VAE.py : du slider à l'image, en ms (dont 10 jusqu'au battement suivant)."""
     times = []
 
     def measure(window, n=0):
@@ -360,21 +296,15 @@ def window():
     finally:
         screen.close()
     times.sort()
-    return ("decode_VAE.py : du slider à l'image, en ms (dont 10 jusqu'au battement suivant)",
-            ["", "médiane", "95 % sous"], [["images_size = 64", times[150], times[285]]])
+    yield ["", "médiane", "95 % sous"]
+    yield ["images_size = 64", times[150], times[285]]
 
 
 TABLES = {"qualite": quality, "vitesse": speed, "chargement": loading, "fenetre": window}
 
 
-def written(value):
-    """Trois chiffres significatifs, à la française ; un texte reste tel quel."""
-    return (f"{value:.{3 if value < 100 else 4}g}".replace(".", ",")
-            if isinstance(value, float) else str(value))
-
-
 def main(arguments=None):
-    """Calcule et affiche les tables demandées ; rend {nom : (titre, en-têtes, lignes)}."""
+    """Calcule et affiche les tables demandées ; rend {nom : lignes}."""
     parser = argparse.ArgumentParser(description="Mesure le kit.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
     parser.add_argument("--rapide", action="store_true", help="de tout petits jeux, 2 epochs")
@@ -382,18 +312,16 @@ def main(arguments=None):
     parser.add_argument("--dossier", action="append", default=[], help="un dossier d'images")
     parser.add_argument("--jeu", action="append", default=[], help=", ".join(SETS))
     parser.parse_args(arguments, namespace=options)
-    SETS.update({Path(path).name: lambda *count, path=path: images_in(path, *count)
-                 for path in options.dossier})
+    SETS.update({Path(path).name: (partial(images_in, path), None) for path in options.dossier})
     KITS.update({"ancien": options.ancien.resolve()} if options.ancien else {})
     results = {}
     for name in options.tables or TABLES:
-        start = time.monotonic()
-        title, header, rows = results[name] = TABLES[name]()
-        cells = [[written(value) for value in row] for row in [header, *rows]]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        print(f"\n{title} ({time.monotonic() - start:.0f} s)")
-        for first, *others in cells:
-            print(first.ljust(widths[0]), *map(str.rjust, others, widths[1:]), sep="  ", flush=True)
+        print(f"\n{TABLES[name].__doc__}")
+        results[name] = []
+        for row in TABLES[name]():
+            first, *others = [f"{x:.3g}" if isinstance(x, float) else x for x in row]
+            print(f"{first:38}", *[f"{cell:>18}" for cell in others], flush=True)
+            results[name].append(row)
     return results
 
 

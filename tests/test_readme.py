@@ -17,7 +17,6 @@ CODE = {name: (kit.ROOT / name).read_text(encoding="utf-8") for name in kit.SCRI
 EVERYTHING = "\n".join(CODE.values()) + (kit.ROOT / ".gitignore").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^```(\w+)\n(.*?)^```$", README, re.M | re.S))
 PROSE = re.sub(r"^```.*?^```$", "", README, flags=re.M | re.S)
-SPANS = re.findall(r"`([^`\n]+)`", PROSE)
 VALUE = "\0"     # dans un texte du code : ce qui change d'une fois à l'autre
 ZONE = {name: re.search(r"# \*{9,} PARAM.*?\n(.*?)# \*{9,}", CODE[name], re.S).group(1)
         for name in kit.SCRIPTS[1:]}
@@ -83,7 +82,7 @@ def test_links_and_pictures():
 
 def test_values_and_names():
     """Chaque « paramètre = valeur » est d'une zone, qui l'accepte ; chaque nom cité existe."""
-    for span in SPANS:
+    for span in re.findall(r"`([^`\n]+)`", PROSE):
         if found := re.fullmatch(r"(\w+) = ([^…]+)", span):
             name, value = found.groups()
             assert any(f"\n{name} = " in f"\n{zone}" for zone in ZONE.values()), span
@@ -96,7 +95,6 @@ def test_values_and_names():
             assert span in EVERYTHING, span
     for button in ["Tout à zéro", "Au hasard", "Image réelle", "Webcam", "Enregistrer"]:
         assert f"**{button}**" in README and button in CODE["decode_VAE.py"]
-    assert len(list((kit.ROOT / "images" / "exemple").glob("*.png"))) == 600 and "600 visages" in README
 
 
 def test_messages():

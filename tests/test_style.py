@@ -11,7 +11,6 @@ from packaging.requirements import Requirement      # vient avec pytest
 
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
 TREE = {name: ast.parse(text, feature_version=(3, 10)) for name, text in TEXT.items()}
-CALLS = {name: [node for node in ast.walk(tree) if isinstance(node, ast.Call)] for name, tree in TREE.items()}
 LESS = {"model_VAE_64.py": {"tkinter", "cv2", "model_VAE_64"}, "train_VAE.py": {"tkinter", "cv2"},
         "decode_VAE.py": set(), "record_images.py": {"torch", "torchvision", "model_VAE_64"}}
 ZONE = re.compile(r"(?ms)^# \*{20,} PARAMÈTRES À MODIFIER \*{20,}\n(.*?)^# \*{60,}\n")
@@ -47,19 +46,6 @@ def test_imports(name):
     assert inside.count("IPython") == list(modules(TREE[name])).count("IPython")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_known_traps(name):
-    """Ce qui a perdu d'autres kits."""
-    called = {ast.unparse(call.func) for call in CALLS[name]}
-    assert not called & {"os.chdir", "cv2.imread", "cv2.imwrite", "pickle.load", "pickle.loads", "exec",
-                         "eval", "input", "exit", "quit", "os._exit"}
-    for call in CALLS[name]:
-        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-        assert keywords.get("strict") != "False"
-        if ast.unparse(call.func) == "torch.load":
-            assert keywords["weights_only"] == "True" and keywords["map_location"] == "'cpu'"
-
-
 @pytest.mark.parametrize("name", SCRIPTS[1:])
 def test_zone(name):
     """Sous la docstring, avant les imports, chaque ligne : name = value   # *** a-b *** commentaire."""
@@ -80,9 +66,7 @@ def test_zones_agree():
     """Un même paramètre a la même valeur dans tous les scripts."""
     found = [re.findall(r"(?m)^(\w+) = (.*?) +#", ZONE.search(TEXT[name])[1]) for name in SCRIPTS[1:]]
     values = set(sum(found, []))
-    assert len(values) == len(dict(values))
-    assert {("images_size", "64"), ("latent_size", "4"), ("beta", "1"), ("test_proportion", "0.2"),
-            ("images_folder", '"images"'), ("model_file", '"model_VAE_64.pt"'), ("camera", "0")} <= values
+    assert len(values) == len(dict(values)) < sum(map(len, found))
 
 
 def test_environment():
@@ -114,11 +98,9 @@ def test_french(name):
     words = """apres entraine entrainement reseau modele parametre fenetre numero creer etre meme deja tres
         ca etudiant memoire fenetres numeros reseaux resultat donnees ecran oeil coeur noeud voeu"""
     assert not re.findall(rf"(?<![\w/.-])(?:{'|'.join(words.split())})(?![\w/])", text)
-    for call in CALLS.get(name, []):
-        if ast.unparse(call.func) in ("print", "say", "stop"):
-            for part in ast.walk(call):
-                if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                    part.value.encode("cp1252")
+    for call in ast.walk(TREE.get(name, ast.Module([]))):
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("print", "say", "stop"):
+            ast.unparse(call).encode("cp1252")
 
 
 def test_git():

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import draw_exemple
@@ -44,16 +45,15 @@ def put_images(folder, pictures):
         picture.save(folder / "images" / f"{k:03}.png")
 
 
-def train(folder, closed=False, **zone):
-    """Lance train_VAE.py dans ce processus, sur une console qui n'a que les lettres de Windows (ou pas
-    de console) ; rend ce qu'il affiche (out, et les losses à part), son code de sortie, ses variables."""
-    script, console, code = folder / "train_VAE.py", io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
-    if zone:
-        kit.edit_zone(script, **zone)
+def train(folder, console=..., **zone):
+    """Lance train_VAE.py dans ce processus, sur cette console ou sur une qui n'a que les lettres de
+    Windows ; rend ce qu'il y affiche (out, et les losses à part), son code de sortie, ses variables."""
+    script, shown, code = folder / "train_VAE.py", io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
+    kit.edit_zone(script, **zone)
     names = {"__name__": "__main__", "__file__": str(script)}
     path, model, handler = sys.path[:], sys.modules["model_VAE_64"], signal.getsignal(signal.SIGINT)
     try:
-        with contextlib.redirect_stdout(None if closed else console):
+        with contextlib.redirect_stdout(shown if console is ... else console):
             exec(compile(script.read_text("utf-8"), script, "exec"), names)
     except SystemExit as end:
         code = end.code
@@ -62,7 +62,7 @@ def train(folder, closed=False, **zone):
     finally:
         sys.path[:], sys.modules["model_VAE_64"] = path, model
     assert signal.getsignal(signal.SIGINT) is handler
-    out = console.buffer.getvalue().decode("cp1252")
+    out = shown.buffer.getvalue().decode("cp1252")
     return SimpleNamespace(code=code, names=names, out=out, **losses_in(out))
 
 
@@ -79,13 +79,13 @@ def rows_of(folder):
         return list(csv.reader(file))[1:]
 
 
-def call_at(monkeypatch, target, name, number, action):
-    """Remplace une fonction par elle-même, précédée d'une action à l'appel `number`."""
+def fail_at(monkeypatch, target, name, number, error):
+    """L'appel `number` de cette fonction lèvera cette erreur."""
     function, count = getattr(target, name), itertools.count(1)
 
     def called(*args, **kwargs):
         if next(count) == number:
-            action()
+            raise error
         return function(*args, **kwargs)
     monkeypatch.setattr(target, name, called)
 
@@ -95,7 +95,7 @@ def starter(tmp_path_factory):
     """Un entraînement sur le jeu de départ, lancé d'ailleurs, dans un autre processus, pendant que
     passent les autres tests : (dossier, processus)."""
     folder = kit.copy_kit(tmp_path_factory.mktemp("x") / "mon kit été")
-    kit.edit_zone(folder / "train_VAE.py", epochs=25)
+    kit.edit_zone(folder / "train_VAE.py", epochs=16)
     process = subprocess.Popen([sys.executable, folder / "train_VAE.py"], cwd="/", text=True,
                                encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                env={**os.environ, "PYTHONIOENCODING": "utf-8"})
@@ -105,42 +105,37 @@ def starter(tmp_path_factory):
 
 
 # La loss et l'apprentissage ----------------------------------------------------------------
-def test_loss(folder, monkeypatch):
+def test_learning(folder, monkeypatch):
     """Ce qui est affiché est ce que Adam minimise ; batch_size dit combien d'images par correction ;
-    la loss est celle de l'article, avec un facteur sur la KL ; les axes permutés, rien de mélangé."""
-    minimised, backward = [], torch.Tensor.backward
+    la loss est celle de l'article, avec un facteur sur la KL ; les axes permutés, rien de mélangé ; le
+    modèle enregistré a la moyenne des poids du dernier vingtième des pas."""
+    minimised, biases, backward, step = [], [], torch.Tensor.backward, torch.optim.Adam.step
+
+    def recorded(optimizer):
+        step(optimizer)
+        biases.append(optimizer.param_groups[0]["params"][-1].detach().numpy().copy())
     monkeypatch.setattr(torch.Tensor, "backward",
                         lambda loss: minimised.append(loss.item()) or backward(loss))
-    done = train(folder, batch_size=20, beta=3, images_size=32)
-    assert len(minimised) == 2 * 3                              # 48 images : 20, 20 et 8
-    assert done.loss == pytest.approx(np.reshape(minimised, (2, 3)) @ [20, 20, 8] / 48, abs=0.006)
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    done = train(folder, epochs=20, batch_size=20, learning_rate=0.01, beta=3)
+    assert len(minimised) == 20 * 3                             # 48 images : 20, 20 et 8
+    assert done.loss == pytest.approx(np.reshape(minimised, (20, 3)) @ [20, 20, 8] / 48, abs=0.006)
+    average = biases[0]
+    for count, bias in enumerate(biases[1:], 2):
+        average = average + (bias - average) / min(count, 20 * 3 / 20)
+    found = load_model(folder / MODEL).decoder[-1].bias.detach().numpy()
+    assert np.abs(found - average).max() < 1e-5 < np.abs(biases[-1] - average).max()
 
-    x = torch.stack([to_tensor(read_image(path, 32)) for path in done.names["paths"]])
+    x = torch.stack([to_tensor(read_image(path, 16)) for path in done.names["paths"]])
     assert torch.equal(done.names["to_x"](done.names["images"]), x)
     mean_error = (x[12:] - x[12:].mean(dim=0)).square().sum(dim=(1, 2, 3)).mean().item()
     torch.manual_seed(5)
-    found = done.names["vae_loss"](done.names["vae"], x)
+    found = done.names["vae_loss"](done.names["vae"], x, done.names["kl_weight"])
     torch.manual_seed(5)
     y, mu, logvar = done.names["vae"](x)
     kl = 0.5 * (mu ** 2 + logvar.exp() - 1 - logvar).sum(dim=1)
     expected = ((y - x) ** 2).sum(dim=(1, 2, 3)) + 3 * mean_error / 243 * kl
     torch.testing.assert_close(found, expected.mean())
-
-
-def test_average(folder, monkeypatch):
-    """Le modèle enregistré a la moyenne des poids du dernier vingtième des pas."""
-    biases, step = [], torch.optim.Adam.step
-
-    def recorded(optimizer):
-        step(optimizer)
-        biases.append(optimizer.param_groups[0]["params"][-1].detach().numpy().copy())
-    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
-    train(folder, epochs=20, batch_size=8, learning_rate=0.01)
-    average = biases[0]
-    for count, bias in enumerate(biases[1:], 2):
-        average = average + (bias - average) / min(count, 20 * 6 / 20)
-    found = load_model(folder / MODEL).decoder[-1].bias.detach().numpy()
-    assert np.abs(found - average).max() < 1e-5 < np.abs(biases[-1] - average).max()
 
 
 def test_seed(folder):
@@ -174,8 +169,9 @@ def test_axes(folder):
 
 
 @pytest.mark.parametrize("zone", [
-    {"beta": 0}, {"beta": 20}, {"learning_rate": 0.005}, {"batch_size": 8}, {"batch_size": 256},
-    {"latent_size": 1}, {"latent_size": 32}, {"images_size": 128, "epochs": 2}, {"images_size": 48}], ids=str)
+    {"latent_size": 1, "batch_size": 8, "beta": 0, "learning_rate": 0.0001},
+    {"latent_size": 32, "batch_size": 256, "beta": 20},
+    {"images_size": 48, "learning_rate": 0.005}, {"images_size": 128, "epochs": 2}], ids=str)
 def test_ranges(folder, zone):
     """Aux bouts de chaque plage, la loss descend, et le modèle a les tailles demandées."""
     done = train(folder, **{"epochs": 5, **zone})
@@ -187,8 +183,8 @@ def test_ranges(folder, zone):
 def test_faint_images(folder):
     """Des images presque toutes pareilles (3 % de l'énergie) : chaque slider sert quand même."""
     put_images(folder, [Image.open(file).convert("RGB").point(lambda value: 110 + 0.17 * value)
-                        for file in EXEMPLE[:200]])
-    done = train(folder, epochs=40)
+                        for file in EXEMPLE[:100]])
+    done = train(folder, epochs=15, learning_rate=0.005, latent_size=3)
     assert done.names["kl"].min() > 0.3 and "tout va bien" in done.out, done.names["kl"]
 
 
@@ -212,12 +208,12 @@ def test_own_images(folder):
         assert mu == pytest.approx([float(number) for number in row[1:]], abs=2e-4)
 
 
-ODD = [None, "64", [64], (0, 5), True, -1, kit.Raw("float('nan')"), kit.Raw("float('inf')"), 10**12]
-NAMES = [None, "", 3, [], b"images", "a\0b", "x" * 5000, "images\test", "absent/a.pt", "train_VAE.py"]
+ODD = [None, "64", (0, 5), True, -1, kit.Raw("float('nan')"), 10**12]
+NAMES = [None, "", 3, "a\0b", "images\test", "absent/a.pt", "train_VAE.py"]
 BAD = {"images_size": [*ODD, 0, 8, 63, 64.0], "latent_size": [*ODD, 0, 33], "epochs": [*ODD, 0, 4.5],
        "batch_size": [*ODD, 0, 4.5], "learning_rate": [*ODD, 0, 101], "beta": ODD, "seed": [*ODD, 4.5],
        "test_proportion": [*ODD, 0, 1, 0.95], "images_folder": [*NAMES, "absent"],
-       "model_file": [*NAMES, "modele", "..", "m" * 248 + ".pt", "images"]}
+       "model_file": [*NAMES, "modele", "..", "m" * 248 + ".pt", "/proc/protégé.pt"]}
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name in BAD for value in [*BAD[name], "effacée"]],
@@ -229,26 +225,12 @@ def test_bad_parameters(folder, name, value):
     if value == "effacée":
         script.write_text(re.sub(rf"(?m)^{name} = .*\n", "", script.read_text("utf-8"), count=1), "utf-8")
     done = train(folder)
-    said = f"« {name} = ... »" if value == "effacée" else f"Paramètre {name} = {str(value)[7:10]} : " \
-        if isinstance(value, kit.Raw) else f"Paramètre {name} = {value!r} : "
-    assert done.code == 1 and said in done.out and done.out.count("\n") == 1
+    assert done.code == 1 and re.match(rf"Paramètre {name}\b", done.out) and done.out.count("\n") == 1
     assert value != "images\test" or "/" in done.out
     assert value != (0, 5) or "virgule" in done.out
 
 
 # Le bilan dit vrai -------------------------------------------------------------------------
-@pytest.mark.parametrize("images_size", [16, 32])
-@pytest.mark.parametrize("learning_rate", [0.5, 3, 100])
-def test_diverged(folder, images_size, learning_rate):
-    """Un apprentissage qui a divergé n'est jamais félicité : une phrase nomme learning_rate ; s'il n'y
-    a plus de nombre, le modèle d'avant reste."""
-    save_model(VAE(1, 16), folder / MODEL)
-    done = train(folder, images_size=images_size, learning_rate=learning_rate, epochs=10)
-    assert "tout va bien" not in done.out and "learning_rate" in done.out.splitlines()[-1 - (done.code == 0)]
-    assert "Bilan" in done.out if done.code == 0 else "divergé" in done.out
-    assert load_model(folder / (PREVIOUS if done.loss else MODEL)).latent_size == 1
-
-
 COLORS = [Image.new("RGB", (40, 40), color) for color in ("black", "white")]
 FACES = [Image.open(file) for file in EXEMPLE[:40]]
 STAINS = [Image.fromarray(stain).resize((40, 40)) for stain in
@@ -261,64 +243,51 @@ STAINS = [Image.fromarray(stain).resize((40, 40)) for stain in
     ("Bilan : trop peu", COLORS, {}), ("Bilan : trop peu", FACES[:4], {}),
     ("Bilan : trop peu", FACES[:3], {"test_proportion": 0.9}),
     ("Bilan : le modèle ne fait pas mieux", FACES, {"learning_rate": 1e-8}),
-    ("sur-apprentissage", STAINS, {"epochs": 30, "learning_rate": 0.005}),
-    ("tout va bien", FACES, {"epochs": 8})], ids=itertools.count())
+    ("Bilan : la test loss finit bien plus haut", STAINS, {"epochs": 30, "learning_rate": 0.005}),
+    ("Bilan : la loss et la test loss sont descendues", FACES, {"epochs": 8}),
+    *[("learning_rate", FACES, {"learning_rate": rate, "images_size": size, "epochs": 10})
+      for rate in (0.5, 3, 100) for size in (16, 32)]], ids=itertools.count())
 def test_verdict(folder, words, pictures, zone):
-    """Sans deux images, une phrase ; sinon, celle du bilan ; rien sur la sortie d'erreur."""
+    """Sans deux images, une phrase ; sinon, celle du bilan, qui ne félicite pas un apprentissage qui a
+    divergé ; rien sur la sortie d'erreur ; le modèle d'avant reste."""
     put_images(folder, pictures)
+    save_model(VAE(1, 16), folder / MODEL)
     done = train(folder, **zone)
-    assert words in done.out and done.out.count("Bilan : ") == (done.code == 0) == (len(pictures) > 1)
+    assert words in done.out and done.out.count("Bilan : ") == (done.code == 0)
+    assert ("tout va bien" in done.out) == ("descendues" in words)
+    assert load_model(folder / (PREVIOUS if done.loss else MODEL)).latent_size == 1
 
 
 # Les arrêts, les disques, la mémoire, la console ------------------------------------------------
-@pytest.mark.parametrize("target, name, number, epochs", [
-    (Image, "open", 9, 0), (torch.Tensor, "backward", 2, 0), (torch.Tensor, "backward", 8, 2)])
-def test_stop(folder, monkeypatch, target, name, number, epochs):
-    """Arrêt pendant la lecture, la première epoch ou plus tard : une phrase ; dès qu'une epoch est
-    finie, son modèle (un seul nombre), ses latents et le bilan."""
-    call_at(monkeypatch, target, name, number, lambda: signal.raise_signal(signal.SIGINT))
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("target, name, number, error, words, epochs", [
+    (Image, "open", 9, KeyboardInterrupt(), "Arrêt demandé, avant", 0),
+    (torch.Tensor, "backward", 2, KeyboardInterrupt(), "aucun nouveau modèle", 0),
+    (torch.Tensor, "backward", 8, KeyboardInterrupt(), "le modèle de l'epoch 2", 2),
+    (torch.Tensor, "backward", 1, RuntimeError("can't allocate memory: 9 bytes"), "baissez batch_size", 0),
+    (torch, "from_numpy", 1, RuntimeError("Numpy is not available"), "une bibliothèque (Numpy is", 0),
+    (Path, "write_bytes", 1, FULL, "le disque est-il plein", 0),
+    (Path, "write_bytes", 2, FULL, "Dernière epoch enregistrée : 1", 1)], ids=itertools.count())
+def test_stop(folder, monkeypatch, target, name, number, error, words, epochs):
+    """Un arrêt, plus de mémoire, un NumPy trop récent (Mac Intel), un disque plein : une phrase. Le modèle
+    de la dernière epoch finie est là, celui d'avant aussi ; après un arrêt, ses latents et le bilan."""
+    save_model(VAE(1, 16), folder / MODEL)
+    fail_at(monkeypatch, target, name, number, error)
     done = train(folder, epochs=500)
-    said, = re.findall("Arrêt demandé.*", done.out)
-    assert len(done.loss) == epochs and re.findall(r"\d+", said) == [str(epochs)] * (epochs > 0)
-    for goes_on in (done.code == 0, "Bilan" in done.out, (folder / MODEL).exists(),
-                    (folder / "latents.csv").exists()):
-        assert goes_on == (epochs > 0)
+    assert done.out.count(words) == 1 and len(done.loss) == epochs
+    goes_on = epochs > 0 and error is not FULL
+    for found in (done.code == 0, "Bilan : " in done.out, (folder / "latents.csv").exists()):
+        assert found == goes_on
+    sizes = {path.name: load_model(path).latent_size for path in folder.glob("*.pt")}
+    assert 1 in sizes.values() and (sizes.get(MODEL) == 4) == (epochs > 0)
 
 
-@pytest.mark.parametrize("case", ["plein", "protégé"])
-def test_disk(small_disk, folder, case):
-    """Disque plein ou protégé : une phrase, et le modèle d'avant reste lisible, sous un de ses noms."""
-    disk, protect = small_disk
-    shutil.copytree(folder, disk, dirs_exist_ok=True)
-    save_model(VAE(1, 16), disk / MODEL)
-    if case == "protégé":
-        protect()
-    else:
-        with contextlib.suppress(OSError), open(disk / "gros fichier", "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-    done = train(disk)
-    assert done.code == 1 and done.out.count("mpossible d'") == 1 and "protégé" in done.out.splitlines()[-1]
-    assert load_model(disk / (MODEL if case == "protégé" else PREVIOUS)).latent_size == 1
-
-
-@pytest.mark.parametrize("target, name, number, error, words", [
-    (torch.Tensor, "backward", 1, RuntimeError("can't allocate memory: 9 bytes"), "batch_size ou images_size"),
-    (torch, "from_numpy", 1, RuntimeError("Numpy is not available"), "manque une bibliothèque (Numpy is"),
-    (os, "replace", 2, OSError(28, "No space left on device"), "Dernière epoch enregistrée : 1")])
-def test_errors(folder, monkeypatch, target, name, number, error, words):
-    """Plus de mémoire, un NumPy trop récent (Mac Intel), un disque qui se remplit : une phrase."""
-    def fail():
-        raise error
-    call_at(monkeypatch, target, name, number, fail)
-    done = train(folder)
-    assert done.code == 1 and words in done.out.splitlines()[-1]
-
-
-@pytest.mark.parametrize("error", ["SystemError('initialization failed')", "AttributeError('torch')",
+@pytest.mark.parametrize("error", ["ImportError('No module named cv2')",
                                    "OSError('[WinError 126] Error loading shm.dll')"])
 def test_library(folder, error):
-    """Une bibliothèque à moitié chargée, une DLL qui manque : une phrase dit quoi faire."""
+    """Une bibliothèque, une DLL qui manque : une phrase dit quoi faire."""
     (folder / "torch.py").write_text(f"raise {error}")
     result = kit.run(folder / "train_VAE.py")
     assert result.returncode == 1 and result.stdout.count("\n") == 2
@@ -327,14 +296,22 @@ def test_library(folder, error):
 
 
 def test_files_held(folder):
-    """latents.csv et train_VAE.png ouverts dans un autre programme : le bilan et le modèle sont là ;
-    sans console du tout (pythonw) aussi."""
+    """latents.csv et train_VAE.png ouverts dans un autre programme : le bilan et le modèle sont là."""
     for name in ("latents.csv", "train_VAE.png"):
         (folder / name).mkdir()
     done = train(folder)
-    assert done.code == 0 and "Bilan : " in done.out and "latents.csv ne s'écrit pas" in done.out
-    assert train(folder, closed=True, latent_size=2).code == 0
-    assert [load_model(folder / name).latent_size for name in (MODEL, PREVIOUS)] == [2, 4]
+    assert done.code == 0 and "Bilan : " in done.out and re.search("latents.csv.* tableur", done.out)
+    assert load_model(folder / MODEL).latent_size == 4
+
+
+def test_no_console(folder):
+    """Pas de console (pythonw), ou une console fermée depuis : le modèle et ses latents sont là."""
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.suppress(OSError), os.fdopen(write, "w") as closed:
+        done = [train(folder, console, latent_size=size) for size, console in [(2, None), (3, closed)]]
+    assert [run.code for run in done] == [0, 0] and len(rows_of(folder)) == 60
+    assert [load_model(folder / name).latent_size for name in (PREVIOUS, MODEL)] == [2, 3]
 
 
 def test_progress(folder, monkeypatch):
@@ -343,19 +320,6 @@ def test_progress(folder, monkeypatch):
     out = train(folder, batch_size=1).out
     assert len(re.findall(r"lecture des images : \d+/60", out)) > 5
     assert len(re.findall(r"epoch 2 : \d+/48", out)) > 5
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="il faut bash")
-def test_broken_output(tmp_path, folder):
-    """Une console pleine, ou qui n'écoute plus : le modèle est là, sans Traceback."""
-    runs = {}
-    for place, after in (tmp_path / "1", "> /dev/full"), (tmp_path / "2", "| head -3"):
-        shutil.copytree(folder, place)
-        runs[place] = subprocess.Popen(["bash", "-c", f'"$0" train_VAE.py {after}', sys.executable],
-                                       cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for place, process in runs.items():
-        assert b"Traceback" not in process.communicate()[1]
-        assert load_model(place / MODEL).latent_size == 4 and len(rows_of(place)) == 60
 
 
 # Le jeu de départ ------------------------------------------------------------------------------
@@ -367,7 +331,7 @@ def test_starter_set(starter):
     losses = losses_in(out)
     assert process.returncode == 0 and "Traceback" not in out, out
     assert "480 pour l'entraînement, 120 pour le test" in out and "Calcul sur : " in out
-    assert len(losses["loss"]) == out.count("/25 ") == 25 and "tout va bien" in out
+    assert len(losses["loss"]) == out.count("/16 ") == 16 and "tout va bien" in out
     assert losses["loss"][-1] < 0.25 * losses["loss"][0] and losses["test"][-1] < 40
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
         *kit.SCRIPTS, "images", "latents.csv", MODEL, "train_VAE.png"}
