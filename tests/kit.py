@@ -1,11 +1,15 @@
 """Ce que partagent les tests : copier le kit, modifier la zone ***, lancer un script, un écran virtuel."""
+import contextlib
+import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["model_VAE_64.py", "record_images.py", "train_VAE.py", "decode_VAE.py"]
@@ -56,6 +60,26 @@ def write_film(path, pictures, fps=10, codec="FFV1"):
         writer.write(picture)
     writer.release()
     return str(path)
+
+
+def execute(script, console=...):
+    """Lance un script dans ce processus, sur cette console ou sur une qui n'a que les lettres de Windows ;
+    rend ce qu'il y affiche (out), son code de sortie (code), ses variables (names)."""
+    shown, code = io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
+    names = {"__name__": "__main__", "__file__": str(script)}
+    path, model, handler = sys.path[:], sys.modules["model_VAE_64"], signal.getsignal(signal.SIGINT)
+    try:
+        with contextlib.redirect_stdout(shown if console is ... else console):
+            exec(compile(script.read_text("utf-8"), script, "exec"), names)
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:           # sinon, tout pytest s'arrêterait
+        code = "KeyboardInterrupt"
+    finally:
+        sys.path[:], sys.modules["model_VAE_64"] = path, model
+    assert signal.getsignal(signal.SIGINT) is handler
+    shown.flush()
+    return SimpleNamespace(out=shown.buffer.getvalue().decode("cp1252"), code=code, names=names)
 
 
 def wait_until(condition, timeout=30, every=0.05):

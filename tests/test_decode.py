@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit import Raw, edit_zone, run, wait_until, write_film
+from kit import Raw, edit_zone, execute, run, wait_until, write_film
 from model_VAE_64 import VAE, find_images, read_image, save_model
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -402,13 +402,14 @@ def test_wrong_zone(folder, name, values):
     ({"images_size": "64"}, ["images_size = '64'", "images_size = 64", "train_VAE.py"]),
     ({"model_file": "absent.pt"}, ["absent.pt", "train_VAE.py"]), ({"model_file": "README"}, ["README"]),
     ({}, ["depuis un bureau"]), (None, ["python3-tk"])])
-def test_wrong_model_or_library(folder, zone, words):
+def test_wrong_model_or_library(folder, monkeypatch, zone, words):
     """Un autre modèle que celui de la zone, absent, étranger ; pas d'écran ni de tkinter : une phrase."""
     save_model(VAE(4, 64), folder / "model_VAE_64.pt")
     (folder / "README").write_text("bonjour")
     edit_zone(folder / "decode_VAE.py", **(zone or {}))
+    monkeypatch.setenv("DISPLAY", "")
     if zone is None:
-        (folder / "tkinter.py").write_text("raise ImportError('No module named tkinter')")
-    result = run(folder / "decode_VAE.py", env={"DISPLAY": ""})
-    assert result.returncode == 1 and result.stdout.count("\n") == 2, result.stdout
-    assert all(word in result.stdout for word in words), result.stdout
+        monkeypatch.setitem(sys.modules, "tkinter", None)       # elle manque
+    done = execute(folder / "decode_VAE.py")
+    assert done.code == 1 and done.out.count("\n") == 2, done.out
+    assert all(word in done.out for word in words), done.out

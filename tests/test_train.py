@@ -2,12 +2,10 @@
 console de Spyder : c'est plus vite fait, et l'on voit ses variables."""
 import contextlib
 import csv
-import io
 import itertools
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -46,24 +44,10 @@ def put_images(folder, pictures):
 
 
 def train(folder, console=..., **zone):
-    """Lance train_VAE.py dans ce processus, sur cette console ou sur une qui n'a que les lettres de
-    Windows ; rend ce qu'il y affiche (out, et les losses à part), son code de sortie, ses variables."""
-    script, shown, code = folder / "train_VAE.py", io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
-    kit.edit_zone(script, **zone)
-    names = {"__name__": "__main__", "__file__": str(script)}
-    path, model, handler = sys.path[:], sys.modules["model_VAE_64"], signal.getsignal(signal.SIGINT)
-    try:
-        with contextlib.redirect_stdout(shown if console is ... else console):
-            exec(compile(script.read_text("utf-8"), script, "exec"), names)
-    except SystemExit as end:
-        code = end.code
-    except KeyboardInterrupt:           # sinon, tout pytest s'arrêterait
-        code = "KeyboardInterrupt"
-    finally:
-        sys.path[:], sys.modules["model_VAE_64"] = path, model
-    assert signal.getsignal(signal.SIGINT) is handler
-    out = shown.buffer.getvalue().decode("cp1252")
-    return SimpleNamespace(code=code, names=names, out=out, **losses_in(out))
+    """Lance train_VAE.py dans ce processus ; rend ce que rend kit.execute, et ses losses à part."""
+    kit.edit_zone(folder / "train_VAE.py", **zone)
+    done = kit.execute(folder / "train_VAE.py", console)
+    return SimpleNamespace(**vars(done), **losses_in(done.out))
 
 
 def losses_in(out):
@@ -183,8 +167,8 @@ def test_ranges(folder, zone):
 def test_faint_images(folder):
     """Des images presque toutes pareilles (3 % de l'énergie) : chaque slider sert quand même."""
     put_images(folder, [Image.open(file).convert("RGB").point(lambda value: 110 + 0.17 * value)
-                        for file in EXEMPLE[:100]])
-    done = train(folder, epochs=15, learning_rate=0.005, latent_size=3)
+                        for file in EXEMPLE[:200]])
+    done = train(folder, epochs=20, learning_rate=0.003)
     assert done.names["kl"].min() > 0.3 and "tout va bien" in done.out, done.names["kl"]
 
 
