@@ -1,4 +1,5 @@
 """Tout ce que l'on peut mettre dans images/ : lu à l'endroit et en couleurs justes, ou refusé."""
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -12,7 +13,6 @@ from PIL import Image, features
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 RED, GREEN, BLUE, GREY = COLORS = (220, 30, 30), (30, 200, 40), (40, 60, 210), (120, 120, 120)
 WHITE, BLACK, HALF_RED = (255, 255, 255), (0, 0, 0), (237, 143, 143)
-REFUSALS = "pas une image, ou d'un format inconnu", "image abîmée, incomplète ou trop grande"
 
 
 def quarters(colors=COLORS, size=(80, 80), mode="RGB"):
@@ -32,12 +32,10 @@ def assert_quarters(path, colors=COLORS, tolerance=0, images_size=64):
         assert np.abs(np.subtract(found, color)).max() <= tolerance, (place, found, color)
 
 
-def refusal(path):
-    """Le texte du refus."""
-    with pytest.raises(ValueError) as error:
+def assert_refused(path, words="pas une image|abîmée"):
+    """L'image est refusée par une phrase qui contient un de ces mots."""
+    with pytest.raises(ValueError, match=words):
         read_image(path, 64)
-    assert str(error.value) in REFUSALS
-    return str(error.value)
 
 
 # Formats et modes ------------------------------------------------------------------------
@@ -45,13 +43,12 @@ MANY = {"save_all": True, "append_images": [quarters((WHITE, BLACK, GREY, RED))]
 
 
 @pytest.mark.parametrize("name, options, tolerance", [
-    ("a.png", {}, 0), ("a.bmp", {}, 0), ("a.tga", {}, 0), ("a.ppm", {}, 0), ("a.gif", {}, 8),
-    ("a.tif", {}, 0), ("a.tif", {"compression": "tiff_lzw"}, 0), ("a.jp2", {}, 0),
-    ("a.webp", {"quality": 95}, 8), ("a.avif", {"quality": 95}, 8),
-    ("a.ico", {"sizes": [(80, 80)]}, 0), ("sans extension", {"format": "PNG"}, 0),
-    ("A.JPEG", {"quality": 95, "progressive": True}, 6), ("png.png", {"format": "JPEG"}, 8),
-    ("exif.jpg", {"exif": b"Exif\0\0bonjour"}, 8), ("a.gif", MANY, 8), ("a.webp", MANY, 12),
-    ("a.png", MANY, 0), ("a.tif", MANY, 0), ("a.mpo", MANY, 12)])
+    ("a.png", {}, 0), ("a.bmp", {}, 0), ("a.tga", {}, 0), ("a.ppm", {}, 0), ("a.jp2", {}, 0),
+    ("a.tif", {"compression": "tiff_lzw"}, 0), ("a.ico", {"sizes": [(80, 80)]}, 0),
+    ("sans extension", {"format": "PNG"}, 0), ("a.png", MANY, 0), ("a.tif", MANY, 0),
+    ("a.gif", MANY, 12), ("a.webp", MANY, 12), ("a.mpo", MANY, 12), ("a.avif", {"quality": 95}, 12),
+    ("A.JPEG", {"quality": 95, "progressive": True}, 12), ("png.png", {"format": "JPEG"}, 12),
+    ("exif.jpg", {"exif": b"Exif\0\0bonjour"}, 12)])
 def test_formats(tmp_path, name, options, tolerance):
     """Le contenu compte, pas le nom : chaque format rend ses quatre couleurs à leur place ; de
     plusieurs images (animation, pages), la première ; un EXIF abîmé ne gêne pas."""
@@ -89,29 +86,23 @@ def test_modes(tmp_path, name, image, colors, tolerance):
 
 
 @pytest.mark.parametrize("mode, kind, values, shades", [
-    ("I;16", "<u2", (0, 50 * 257, 128 * 257, 65535), (0, 50, 128, 255)),             # 16 bits
-    ("I;16B", ">u2", (50 * 257,) * 4, (50,) * 4), ("I;16", "<u2", (65535,) * 4, (255,) * 4),
+    ("I;16", "<u2", (0, 10 * 257, 50 * 257, 128 * 257), (0, 10, 50, 128)),           # 16 bits
+    ("I;16B", ">u2", (0, 10 * 257, 128 * 257, 65535), (0, 10, 128, 255)),
     ("I;16", "<u2", (0, 1000, 3000, 4095), (0, 62, 187, 255)),                       # 12 dans 16
     ("I;16", "<u2", (0, 50, 128, 255), (0, 50, 128, 255)),                           # 8 dans 16
     ("I", "<i4", (-500, 0, 3595, 3595), (0, 28, 227, 227)),
     ("I", "<i4", (0, 10**6, 3 * 10**6, 4 * 10**6), (0, 64, 191, 255)),
-    ("F", "<f4", (0, 0.25, 0.75, 1), (0, 64, 191, 255)),
     ("F", "<f4", (np.nan, 0.25, 0.75, np.inf), (0, 64, 191, 255)),
     ("F", "<f4", (-np.inf, 0.5, 0.5, np.nan), (0, 128, 128, 0))])
 def test_deep_grey(tmp_path, mode, kind, values, shades):
-    """16 et 32 bits, flottants : chaque valeur donne son gris ; un point sans valeur reste seul."""
-    array = np.reshape(values, (2, 2)).repeat(32, axis=0).repeat(32, axis=1).astype(kind)
-    Image.frombytes(mode, (64, 64), array.tobytes()).save(tmp_path / "a.tif")
-    assert_quarters(tmp_path / "a.tif", [(shade,) * 3 for shade in shades], tolerance=1)
-
-
-def test_deep_grey_set(tmp_path):
-    """24 luminosités sur 16 bits : celles des mêmes images sur 8 bits, les plus sombres aussi."""
-    for shade in range(0, 240, 10):
-        array = np.full((64, 64), shade * 257, np.uint16)
-        Image.fromarray(array).save(tmp_path / f"{shade}.png")
-    for shade in range(0, 240, 10):
-        assert abs(read_image(tmp_path / f"{shade}.png", 64).getpixel((9, 9))[0] - shade) <= 1
+    """16 et 32 bits, flottants : chaque valeur donne son gris, le même dans toutes les images du
+    dossier, réunies ou seules, et le même que sur 8 bits ; un point sans valeur reste seul."""
+    suffix, orders = ".png" if mode == "I;16" else ".tif", [range(4), *([k] * 4 for k in range(4))]
+    for number, order in enumerate(orders):
+        array = np.take(values, order).reshape(2, 2).repeat(32, axis=0).repeat(32, axis=1).astype(kind)
+        Image.frombytes(mode, (64, 64), array.tobytes()).save(tmp_path / f"{number}{suffix}")
+    for number, order in enumerate(orders):
+        assert_quarters(tmp_path / f"{number}{suffix}", [(shades[k],) * 3 for k in order], tolerance=1)
 
 
 # À l'endroit, le carré du milieu ---------------------------------------------------------
@@ -140,77 +131,68 @@ def test_central_square(tmp_path, name, size, images_size):
 
 
 # Ce qui est laissé de côté ---------------------------------------------------------------
-@pytest.mark.parametrize("name, options", [
-    ("a.png", {}), ("a.jpg", {}), ("a.gif", {}), ("a.bmp", {}), ("a.tif", {}), ("a.webp", {}),
-    ("a.tif", {"compression": "tiff_lzw"}), ("a.jp2", {})])
-def test_damaged(tmp_path, name, options):
-    """Un fichier coupé n'est jamais pris pour une image entière ; cent fichiers abîmés au hasard
-    sont lus ou refusés par une phrase."""
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.tif", "a.webp", "a.jp2"])
+def test_damaged(tmp_path, name):
+    """Un fichier coupé n'est jamais pris pour une image entière ; quelques octets changés : une image
+    ou une phrase."""
     rng, path = np.random.default_rng(0), tmp_path / name
-    Image.fromarray(rng.integers(0, 255, (80, 80, 3), np.uint8)).save(path, **options)
+    Image.fromarray(rng.integers(0, 255, (80, 80, 3), np.uint8)).save(path)
     whole = path.read_bytes()
     for part in (0, 1, 10, len(whole) // 4, len(whole) // 2, len(whole) * 9 // 10):
         path.write_bytes(whole[:part])
-        assert refusal(path)
-    for _ in range(100):
-        content = bytearray(whole)
-        for place in rng.integers(0, min(len(whole), rng.choice([64, 400, len(whole)])), 4):
-            content[place] = rng.integers(256)
-        path.write_bytes(content)
-        try:
+        assert_refused(path)
+    for place in rng.integers(0, 400, 50):
+        path.write_bytes(whole[:place] + rng.bytes(4) + whole[place + 4:])
+        with contextlib.suppress(ValueError):
             assert read_image(path, 64).size == (64, 64)
-        except ValueError as error:
-            assert str(error) in REFUSALS
 
 
 def test_not_an_image(tmp_path, monkeypatch):
     """Un texte renommé, une page web, une photo HEIC, un dossier, rien ; une image bien trop grande
     (pour Pillow, 179 mégapixels), refusée sans être décompressée."""
-    for content in (b"", b"Ceci n'est pas une image.\n" * 50, b"<html></html>", bytes(100_000),
+    for content in (b"Ceci n'est pas une image.\n" * 50, b"<html></html>", bytes(100_000),
                     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)):
         (tmp_path / "a.png").write_bytes(content)
-        assert refusal(tmp_path / "a.png") == REFUSALS[0]
-    assert refusal(tmp_path) == refusal(tmp_path / "absent.png") == REFUSALS[1]
+        assert_refused(tmp_path / "a.png", "pas une image")
+    assert_refused(tmp_path)
+    assert_refused(tmp_path / "absent.png")
     quarters().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     monkeypatch.setattr(Image.Image, "convert", None)
-    assert refusal(tmp_path / "a.png") == REFUSALS[1]
+    assert_refused(tmp_path / "a.png", "trop grande")
 
 
 # Le dossier ------------------------------------------------------------------------------
-@pytest.fixture
-def put(tmp_path, monkeypatch):
-    """Crée des fichiers dans un dossier où images/exemple/ est le jeu de départ ; rend les chemins."""
-    monkeypatch.setattr(model_VAE_64, "EXEMPLE", tmp_path / "images" / "exemple")
-
-    def put(*names):
-        for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
-        return sorted(tmp_path / name for name in names)
-    return put
+def put(folder, *names):
+    """Crée ces fichiers, vides ; rend leurs chemins, triés."""
+    paths = sorted(folder / name for name in names)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return paths
 
 
-def test_own_images_first(tmp_path, put):
+def test_own_images_first(tmp_path, monkeypatch):
     """Le jeu de départ, tant qu'il n'y a rien d'autre ; puis les images de l'étudiant, seules, triées,
     sous-dossiers compris (un exemple/ à lui aussi). Ni les fichiers du système, ni ceux des scripts."""
-    exemple = put("images/exemple/b.png", "images/exemple/a.png")
-    put(*[f"images/{name}" for name in (".DS_Store", "Thumbs.db", "sous/desktop.ini", "._x.png")])
-    assert find_images(tmp_path / "images") == find_images(tmp_path / "images/exemple") == exemple
-    own = put("images/b.png", "images/été/c d.png", "images/x.png/dedans.gif", "images/notes.txt",
-              "images/autre/exemple/f.png")
-    assert find_images(str(tmp_path / "images")) == own
-    own += put("moi.png", "photos/a.png", "photos/exemple/b.png")
-    assert find_images(tmp_path / "photos") == own[-2:]
-    put("train_VAE.png", "decode_VAE_1.png")
-    assert find_images(tmp_path) == sorted(own) and find_images(tmp_path / "absent") == []
+    images = tmp_path / "images"
+    monkeypatch.setattr(model_VAE_64, "EXEMPLE", images / "exemple")
+    exemple = put(images, "exemple/b.png", "exemple/a.png")
+    put(images, ".DS_Store", "Thumbs.db", "sous/desktop.ini", "._x.png")
+    assert find_images(images) == find_images(images / "exemple") == exemple
+    own = put(images, "b.png", "été/c d.png", "x.png/dedans.gif", "notes.txt", "autre/exemple/f.png")
+    assert find_images(str(images)) == own
+    photos = put(tmp_path / "photos", "a.png", "exemple/b.png")
+    assert find_images(tmp_path / "photos") == photos
+    put(tmp_path, "train_VAE.png", "decode_VAE_1.png")
+    assert find_images(tmp_path) == own + photos and find_images(tmp_path / "absent") == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="les liens demandent des droits sous Windows")
-def test_linked_folders(tmp_path, put, capsys, monkeypatch):
+def test_linked_folders(tmp_path, capsys, monkeypatch):
     """Un sous-dossier lié est lu, un lien vers le dossier parent ne tourne pas en rond ; un dossier
     qui ne s'ouvre pas est nommé."""
-    put("ailleurs/b.png", "photos/a.png", "photos/fermé/c.png")
+    put(tmp_path, "ailleurs/b.png", "photos/a.png", "photos/fermé/c.png")
     (tmp_path / "photos" / "lié").symlink_to(tmp_path / "ailleurs", target_is_directory=True)
     (tmp_path / "photos" / "encore").symlink_to(tmp_path / "photos", target_is_directory=True)
     scandir = os.scandir

@@ -268,6 +268,13 @@ def test_stop(folder, monkeypatch, target, name, number, error, words, epochs):
     assert 1 in sizes.values() and (sizes.get(MODEL) == 4) == (epochs > 0)
 
 
+def test_stopped_early(folder, monkeypatch):
+    """Arrêté quand la test loss, en retard, descend encore : ce n'est pas du sur-apprentissage."""
+    fail_at(monkeypatch, torch.Tensor, "backward", 3 * 30 + 1, KeyboardInterrupt())
+    done = train(folder, images_folder=str(EXEMPLE[0].parent), images_size=64, epochs=40)
+    assert done.test[-1] > 1.3 * done.loss[-1] and "tout va bien" in done.out
+
+
 @pytest.mark.parametrize("error", ["ImportError('No module named cv2')",
                                    "OSError('[WinError 126] Error loading shm.dll')"])
 def test_library(folder, error):
