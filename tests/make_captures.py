@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageGrab
 from torchvision.transforms.functional import to_pil_image, to_tensor
@@ -41,14 +40,13 @@ def grab(screen):
 
 def capture_record(screen, folder):
     """La fenêtre de record_images.py pendant que « s » est maintenue."""
-    codec = cv2.VideoWriter_fourcc(*"MJPG")
-    film = cv2.VideoWriter(str(folder / "film.avi"), codec, 20, (640, 480))
-    for t in np.arange(1, 60, 0.05):        # un visage qui tourne la tête, regarde et sourit
+    frames = []
+    for t in np.arange(1, 13, 0.05):        # un visage qui tourne la tête, regarde et sourit
         frame = Image.new("RGB", (640, 480), "#fbe3cf")
         face = draw_face(0.1, np.sin(0.8 * t), np.sin(1.3 * t), np.sin(t))
         frame.paste(face.resize((480, 480)), (80, 0))
-        film.write(np.asarray(frame)[:, :, ::-1].copy())
-    film.release()
+        frames.append(np.asarray(frame)[:, :, ::-1].copy())
+    kit.write_film(folder / "film.avi", frames, 20)
     kit.edit_zone(folder / "record_images.py", camera="film.avi", images_folder="enregistrees")
     process = subprocess.Popen([sys.executable, str(folder / "record_images.py")],
                                env={**os.environ, **screen.env})
