@@ -24,7 +24,7 @@ OPENING = ["Ouverture de la caméra...",
            "Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir."]
 ODD = [None, True, 4.5, [], b"images", -1]
 FAKE = """
-import os, threading, time
+import os, signal, threading, time
 import cv2, numpy as np
 from test_record import number_picture
 
@@ -40,9 +40,12 @@ class Camera:
         return float("nan")
 
     def read(self):
-        start = time.monotonic()
         time.sleep(3600 if "muette" in words else "film" not in words and 1 / 30)
-        time.sleep(time.monotonic() - start > 3)        # l'ordinateur a dormi : lente à se réveiller
+        if "dort" in words:             # la première à s'endormir, la dernière à se réveiller
+            words.remove("dort")
+            time.sleep(0.3)
+            signal.raise_signal(signal.SIGSTOP)
+            time.sleep(0.3)
         self.number += "fixe" not in words
         frame = number_picture(self.number)
         if "noire" in words or "tardive" in words and self.number < 60:
@@ -60,6 +63,8 @@ class Camera:
 
 def slow(hidden, path):
     time.sleep("lent" in words and 0.1)
+    if "sommeil" in words and path.name == "image_00020.png":
+        words.append("dort")
     if "antivirus" in words and path.name == "image_00005.png":
         words.remove("antivirus")
         raise PermissionError(13, "The process cannot access the file", hidden)
@@ -262,10 +267,9 @@ def test_short_presses(record):
 def test_sleep_and_kill(record, screen):
     """L'ordinateur dort 6 s pendant l'enregistrement : il continue, sans trou ; tué net (kill -9),
     chaque image est entière."""
-    recorder = record()
+    recorder = record(fake="sommeil")
     screen.xdotool("keydown", "s")
-    wait_until(lambda: len(recorder.numbers()) > 20 and recorder.frame_is(RED))
-    recorder.process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: os.waitpid(recorder.process.pid, os.WUNTRACED | os.WNOHANG)[0])      # il dort
     time.sleep(6)
     recorder.process.send_signal(signal.SIGCONT)
     before = len(recorder.numbers())
