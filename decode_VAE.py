@@ -30,7 +30,7 @@ if hasattr(sys.stdout, "reconfigure"):
 
 
 def stop(message):
-    """Affiche un message et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
+    """Affiche un message et termine le script (code 0 dans Spyder, où 1 serait une erreur)."""
     print(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
@@ -39,13 +39,13 @@ for name in "model_file", "images_folder", "camera":
     value = globals().get(name)       # la valeur de la variable qui porte ce nom
     if name == "camera" and type(value) is int and 0 <= value <= 99:
         continue
-    if type(value) is not str or not value.strip() or not value.isprintable():   # \t est une touche
+    if type(value) is not str or not value.strip() or not value.isprintable():   # \t : tabulation
         stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
              "nom entre guillemets (et / entre les dossiers, non \\)"
              f"{', ou un numéro de webcam (0, 1, 2...)' if name == 'camera' else ''}.")
 
 # %% Les bibliothèques et le modèle
-stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
+on_stop = signal.signal(signal.SIGINT, signal.SIG_IGN)     # un arrêt laisserait PyTorch à moitié là
 print("Chargement de PyTorch...", flush=True)
 try:
     import tkinter as tk
@@ -61,7 +61,7 @@ except (ImportError, OSError, RuntimeError) as error:
          "https://aka.ms/vs/17/release/vc_redist.x64.exe. S'il est question de tkinter : sudo apt "
          "install python3-tk (Linux), brew install python-tk (macOS).")
 finally:
-    signal.signal(signal.SIGINT, stop_button)
+    signal.signal(signal.SIGINT, on_stop)                  # l'arrêt agit de nouveau
 
 try:
     vae = load_model(folder / model_file).requires_grad_(False)      # il n'apprend plus
@@ -85,7 +85,7 @@ class Slider(ttk.LabelFrame):
 
     def __init__(self, parent, index, side, moved):
         super().__init__(parent, padding=(10, 0))
-        self.index, self.size = index, (STEPS * side, side)   # celle des petites images
+        self.index, self.size = index, (STEPS * side, side)   # celle de la bande
         self.number = tk.DoubleVar(self)
         self.scale = ttk.Scale(self, from_=-3, to=3, variable=self.number, command=moved)
         self.strip = ttk.Label(self, compound="center")
@@ -98,7 +98,7 @@ class Slider(ttk.LabelFrame):
         codes = torch.tensor([z] * STEPS)
         codes[:, self.index] = torch.linspace(-3, 3, STEPS)
         images = vae.decode(codes)
-        # Inactif, s'il change moins les pixels, en moyenne, que 15 % du contraste des images.
+        # Inactif (et pâli), s'il change les pixels, en moyenne, de moins de 15 % du contraste.
         inactive = (images.amax(0) - images.amin(0)).mean() < 0.15 * vae.contrast
         self.strip["text"] = "inactif" if inactive else ""
         put_images(self.strip, 0.7 + 0.3 * images if inactive else images, self.size)
@@ -113,11 +113,11 @@ def put_images(label, images, size):
 
 # %% La webcam
 class Webcam(threading.Thread):
-    """La caméra, ou un film à sa vitesse, lue dans un fil à part : la fenêtre n'attend jamais."""
+    """La caméra, ou un film à sa vitesse, lue dans un thread : la fenêtre n'attend jamais."""
 
-    one_at_a_time = threading.Lock()
+    one_at_a_time = threading.Lock()      # une seule caméra ouverte à la fois
     image = None            # la dernière, jusqu'à ce que la fenêtre la prenne
-    silence = -math.inf     # battements de la fenêtre sans image, une fois la caméra ouverte
+    silence = -math.inf     # battements sans image ; -inf : la caméra n'est pas encore ouverte
     leaving = False         # la fenêtre n'en veut plus
     end = "Il manque OpenCV (README.md, « Installer »)."      # ce qu'il faut dire à la fin du fil
 
@@ -136,7 +136,7 @@ class Webcam(threading.Thread):
             if not capture.isOpened():
                 return
             self.silence, self.end = 0, "Fin du film."
-            missed, before, due = 0, 0, time.monotonic()
+            missed, before, due = 0, 0, time.monotonic()        # due : l'heure de l'image
             while not self.leaving and not (film and missed > 30):
                 try:
                     image = Image.fromarray(capture.read()[1].squeeze()).convert("RGB")
@@ -203,7 +203,7 @@ class Window(tk.Tk):
 
     def add_sliders(self, width, height, unit):
         """Les sliders, sur assez de colonnes pour tenir à l'écran."""
-        most = (height - 44 * unit) // (44 * unit)            # rangées, les plus basses possibles
+        most = (height - 44 * unit) // (44 * unit)            # rangées qui tiennent
         columns = max(1 + (latent_size > 5) + (latent_size > 16), math.ceil(latent_size / most))
         rows = math.ceil(latent_size / columns)
         side = min(0.36 * width / columns / STEPS, (height - 44 * unit) / rows - 40 * unit)
@@ -213,7 +213,7 @@ class Window(tk.Tk):
                         for k in range(latent_size)]
         for k, slider in enumerate(self.sliders):
             slider.grid(row=k // columns, column=k % columns)
-        # Un clic amène le curseur sous la souris, ce que Tk ne fait que pour le bouton du milieu.
+        # Un clic prend le clavier, puis amène le curseur là, ce que Tk réserve au bouton du milieu.
         jump = self.bind_class("TScale", "<Button-2>")
         self.bind_class("TScale", "<Button-1>", "focus %W;" + jump)
         self.bind_class("TScale", "<Double-Button-1>", lambda event: event.widget.set(0))
@@ -242,7 +242,7 @@ class Window(tk.Tk):
         pressed, letter = event.type == tk.EventType.KeyPress, event.char.lower()
         was_pressed, when = self.events.get(event.keysym, (False, -math.inf))
         self.events[event.keysym] = pressed, event.time       # en millisecondes
-        limit = 1500 if was_pressed else 5                    # plus tôt, c'est une répétition
+        limit = 1500 if was_pressed else 5                    # ms ; plus tôt : une répétition
         if pressed and letter in self.buttons and event.time - when > limit:
             self.buttons[letter].invoke()
 
@@ -268,7 +268,7 @@ class Window(tk.Tk):
                 rest = max(0, 1 - (time.monotonic() - begun) / 0.5)       # de 1 à 0, en 0,5 s
                 if rest == 0:
                     self.glide = None
-                rest = rest ** 2 * (3 - 2 * rest)             # part et arrive en douceur
+                rest = rest ** 2 * (3 - 2 * rest)             # départ, arrivée en douceur
                 self.set_z([b - (b - a) * rest for a, b in zip(start, end)])
             self.calm += 1
             if self.calm == 1:
@@ -280,7 +280,7 @@ class Window(tk.Tk):
             self.after(10, self.tick)
 
     def draw(self):
-        """Dessine l'image de z, à droite de l'original s'il y en a un."""
+        """Dessine l'image de z, à droite de l'original s'il y en a un (entre eux, du blanc)."""
         z = self.z()
         for slider in self.sliders:
             slider["text"] = f"z{slider.index + 1} = {z[slider.index]:+.2f}"
@@ -381,8 +381,8 @@ try:
 except tk.TclError as error:
     stop(f"La fenêtre ne s'ouvre pas ({error}) : lancez decode_VAE.py depuis un bureau.")
 finally:
-    signal.signal(signal.SIGINT, stop_button)
+    signal.signal(signal.SIGINT, on_stop)
     torch.set_num_threads(threads)
     window = None
-    gc.collect()            # Tk ne supporte pas d'être effacé plus tard, par un autre fil
+    gc.collect()            # efface la fenêtre ici : dans un autre thread, plus tard, Tk planterait
 print("La fenêtre est fermée.")

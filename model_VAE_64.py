@@ -34,7 +34,7 @@ class Encoder(nn.Sequential):
 
     def __init__(self, latent_size, images_size):
         side = images_size // 16
-        super().__init__(                                                     # pour S = 64
+        super().__init__(            # (canaux avant, après, côté de la fenêtre) ; pour S = 64
             nn.Conv2d(3, 24, 4, stride=4), nn.SiLU(),                         # 24 × 16 × 16
             nn.Conv2d(24, 48, 3, stride=2, padding=1), nn.SiLU(),             # 48 × 8 × 8
             nn.Conv2d(48, 96, 3, stride=2, padding=1), nn.SiLU(),             # 96 × 4 × 4
@@ -58,7 +58,8 @@ class Decoder(nn.Sequential):
 
 
 class VAE(nn.Module):
-    """Encoder et Decoder, reliés par quelques nombres tirés au hasard autour de mu.
+    """Encoder et Decoder, reliés par z : quelques nombres, tirés au hasard autour de mu, le résumé
+    que fait l'encodeur.
 
     x : N×3×S×S, RVB, flottants de 0 à 1 (S = images_size) ; z, mu, logvar : N×latent_size.
     Lève ValueError si ces tailles ne sont pas de celles que le kit accepte."""
@@ -71,7 +72,7 @@ class VAE(nn.Module):
         self.latent_size, self.images_size = latent_size, images_size
         self.encoder = Encoder(latent_size, images_size)
         self.decoder = Decoder(latent_size, images_size)
-        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))    # l'image moyenne
+        self.mean = nn.Parameter(torch.zeros(3, images_size, images_size))   # logit(image moyenne)
         self.register_buffer("contrast", torch.tensor(1.0))       # enregistré, mais pas appris
 
     @torch.no_grad()
@@ -79,18 +80,17 @@ class VAE(nn.Module):
         """Part de l'image moyenne (3×S×S, de 0 à 1) et du contraste, l'écart type des images autour
         d'elle. Il ne reste à apprendre que ce qui distingue les images de leur moyenne : quand
         elles sont peu nombreuses, le réseau n'aurait pas le temps d'apprendre les deux."""
-        self.mean.copy_(torch.logit(mean, eps=0.02))          # logit : la sigmoïde, à l'envers
+        self.mean.copy_(torch.logit(mean, eps=0.02))     # la sigmoïde à l'envers, de 0,02 à 0,98
         self.contrast.fill_(contrast)
 
     def encode(self, x):
-        """La loi de z sachant x, N(mu, exp(logvar)) : (mu, logvar)."""
-        mean = torch.sigmoid(self.mean.detach())     # detach : c'est decode qui corrige self.mean
-        return self.encoder((x - mean) / self.contrast).chunk(2, dim=1)
+        """La loi normale de z sachant x : (mu, logvar), moyenne et logarithme de la variance."""
+        mean = torch.sigmoid(self.mean.detach())    # detach : l'encodeur ne la corrige pas
+        return self.encoder((x - mean) / self.contrast).chunk(2, dim=1)         # coupé en deux
 
     def decode(self, z):
-        """Les images que dessine le décodeur, de 0 à 1. (4 : ce qu'il dessine compte plus vite.
-        Sans cela, un trait discret, la couleur de la peau, n'est parfois appris par aucun slider.)
-        """
+        """Les images que dessine le décodeur, de 0 à 1. Le 4 l'accélère : sans lui, un trait
+        discret (la couleur de la peau) n'est parfois appris par aucun nombre de z."""
         return torch.sigmoid(4 * self.decoder(z) + self.mean)
 
     def forward(self, x):
@@ -115,17 +115,14 @@ def find_images(folder):
     own, exemple, seen = [], [], set()
     for root, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
         real = Path(root).resolve()
-        if real in seen:             # un lien qui tourne en rond
-            folders.clear()
+        if real in seen:             # déjà vu : un lien y ramène
+            folders.clear()          # ne pas y redescendre
             continue
         seen.add(real)
         files = [Path(root, name) for name in names
                  if not name.startswith((".", "train_VAE", "decode_VAE"))
                  and name.lower() not in ("thumbs.db", "desktop.ini")]
-        if real == EXEMPLE:
-            exemple += files
-        else:
-            own += files
+        (exemple if real == EXEMPLE else own).extend(files)
     return sorted(own or exemple)
 
 
@@ -156,10 +153,11 @@ def read_image(path, images_size):
 def grey_range(folder):
     """Le noir et le blanc des gris de ce dossier, (low, high), les mêmes pour toutes ses images (et
     calculés une seule fois : cache). Un fichier de 16 bits peut n'en employer que 12 sans le dire :
-    le blanc est la plus petite des valeurs usuelles, 1, 255, 4095, 65535, qu'aucune ne dépasse."""
+    le blanc est la plus petite des valeurs usuelles, 1, 255, 4095 ou 65535, qu'aucun gris ne
+    dépasse."""
     low, high = 0, 1
     for path in folder.iterdir():
-        with contextlib.suppress(Exception), Image.open(path) as image:   # read_image le dira
+        with contextlib.suppress(Exception), Image.open(path) as image:   # abîmée : ignorée
             if image.mode.startswith(("I", "F")):
                 grey = np.asarray(image, float)
                 grey = grey[np.isfinite(grey)]
@@ -169,8 +167,8 @@ def grey_range(folder):
 
 # %% Enregistrer et relire
 def patiently(action, *args):
-    """Rend action(*args). Sous Windows, un antivirus tient parfois un fichier tout neuf : retente
-    pendant trois secondes."""
+    """Appelle action(*args). Sous Windows, un antivirus bloque parfois un fichier tout neuf :
+    retente pendant trois secondes."""
     for _ in range(30):
         try:
             return action(*args)
@@ -200,14 +198,13 @@ def load_model(path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"Il n'y a pas de modèle « {path} » : lancez d'abord train_VAE.py.")
     try:
-        patiently(open, path, "rb").close()
-        with zipfile.ZipFile(path) as archive:
-            program = "constants.pkl" in str(archive.namelist())     # TorchScript : s'exécuterait
+        with patiently(zipfile.ZipFile, path) as archive:
+            program = "constants.pkl" in str(archive.namelist())     # du code (TorchScript)
             size = sum(member.file_size for member in archive.infolist())
-            inflated = size > os.path.getsize(path)                  # remplirait la mémoire
+            inflated = size > os.path.getsize(path)                  # compressé : trop de mémoire
             if program or inflated or archive.testzip():             # testzip : abîmé
-                raise ValueError
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+                raise ValueError                                     # que reprend le except
+        saved = dict(torch.load(path, map_location="cpu", weights_only=True))
         vae = VAE(saved["latent_size"], saved["images_size"])
         vae.load_state_dict(saved["weights"])
         if saved["architecture"] != str(vae) or not all(

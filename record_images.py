@@ -20,7 +20,7 @@ from pathlib import Path
 
 
 def stop(message):
-    """Affiche un message et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
+    """Affiche un message et termine le script (code 0 dans Spyder, où 1 serait une erreur)."""
     print(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
@@ -30,7 +30,7 @@ if hasattr(sys.stdout, "reconfigure"):
 images_folder = globals().get("images_folder")      # None, si la ligne manque
 images_size, camera = globals().get("images_size"), globals().get("camera")
 if (type(images_folder) is not str or not images_folder.strip()
-        or not images_folder.isprintable()):        # \t est une touche
+        or not images_folder.isprintable()):        # \t : tabulation
     stop(f"images_folder = {images_folder!r} : il faut le nom d'un dossier (avec / et non \\).")
 if type(images_size) is not int or not 8 <= images_size <= 1024:
     stop(f"images_size = {images_size!r} : il faut un nombre entier de 8 à 1024, comme 64.")
@@ -68,15 +68,15 @@ def as_saved(frame):
 
 
 def read_camera(capture, film, arrived, stopping):
-    """Dépose les images dans `arrived`, dans un fil à part : une caméra muette ne fige rien."""
+    """Dépose les images dans `arrived`, dans un thread : une caméra muette ne fige rien."""
     position = 0
     while not stopping.is_set():
         try:
             arrived.append(as_saved(capture.read()[1]))
-        except Exception:       # image absente ou abîmée : à la suivante, seul le silence arrête
+        except Exception:       # image absente ou abîmée : essayer la suivante
             stopping.wait(0.02)
             continue
-        if film:                # un film passe aux instants que portent ses images
+        if film:                # attendre l'heure, en millisecondes, que porte l'image
             before, position = position, capture.get(cv2.CAP_PROP_POS_MSEC)
             pause = (position - before) / 1000
             stopping.wait(pause if 0.002 < pause < 0.5 else 1 / 30)
@@ -101,7 +101,7 @@ def show(image, recording):
 def save_image(image, path):
     """Écrit l'image sous un nom provisoire, puis la renomme : elle apparaît entière, ou pas."""
     hidden = path.with_name(".image.part")
-    for tries_left in reversed(range(15)):      # un antivirus tient parfois le fichier tout neuf
+    for tries_left in reversed(range(15)):      # un antivirus bloque parfois un fichier neuf
         try:    # avec Pillow : cv2.imwrite échoue sans rien dire sur un chemin accentué
             Image.fromarray(image[:, :, ::-1]).save(hidden, "PNG", compress_level=1)
             return os.rename(hidden, path)
@@ -117,7 +117,7 @@ HOLD = 0.15         # secondes sans « s » après lesquelles la touche est tenu
 PAUSE = 2           # secondes, au plus, entre un appui et la première répétition de la touche
 PATIENCE = 5        # secondes sans image, ou d'images noires, après lesquelles on s'arrête
 CHECKS = f"""Vérifiez :
-- camera = {camera!r}, en haut du script (une autre webcam a un autre numéro, un film est à côté) ;
+- que camera = {camera!r}, en haut du script, est le bon numéro, ou un film à côté du script ;
 - que la webcam est branchée, son volet ouvert ;
 - qu'aucun autre programme ne l'utilise (Teams, Zoom, navigateur, autre console) ;
 - que Windows ou macOS l'autorise (réglages : Confidentialité et sécurité > Caméra)."""
@@ -129,9 +129,9 @@ capture = cv2.VideoCapture()
 arrived, stopping = deque(maxlen=100), threading.Event()
 reader = threading.Thread(target=read_camera, args=(capture, film, arrived, stopping), daemon=True)
 recent = []                     # les images que « s » peut encore faire enregistrer
-press = None                    # l'appui qui attend : le rang de son image dans recent
-waiting = deque(maxlen=40)      # images à écrire ; si le disque est trop lent, les vieilles tombent
-numbers, chosen, recorded = [], 0, 0
+press = None                    # un appui, bref ou long ? pas encore su : son rang dans recent
+waiting = deque(maxlen=40)      # à écrire ; si le disque est lent, les plus vieilles se perdent
+numbers, chosen, recorded, ended = [], 0, 0, False      # numéros déjà là ; choisies, écrites
 try:
     images_path.mkdir(parents=True, exist_ok=True)
     numbers = [int(path.stem[6:]) for path in images_path.glob("image_*.png")
@@ -148,7 +148,6 @@ try:
     cv2.setWindowProperty(TITLE, cv2.WND_PROP_TOPMOST, 1)
     print("Cliquez sur la fenêtre, puis maintenez « s » pour enregistrer ; « q » pour finir.")
     clock, last_s, last_image, now = 0, -PAUSE, 0, time.monotonic()
-    ended = False
     while not ended or waiting:
         before, now = now, time.monotonic()
         clock += min(now - before, 0.1)     # un ordinateur qui se fige ou dort n'est pas un silence
@@ -161,7 +160,7 @@ try:
         while (key := cv2.waitKeyEx(10)) != -1:
             key &= 0xFFFF               # sans le bit de Verr. Num
             if key in (ord("s"), ord("S")):
-                held = clock - last_s <= HOLD
+                held = clock - last_s <= HOLD       # tout près du « s » d'avant : maintenue
                 press = None if held else max(0, len(recent) - 1)
                 last_s = clock
             ended = ended or key in (ord("q"), ord("Q"), 27)
@@ -177,7 +176,7 @@ try:
             recent = recent[-1:]
         waiting += saving
         chosen += len(saving)
-        while waiting and time.monotonic() < now + 0.05:
+        while waiting and time.monotonic() < now + 0.05:        # puis aux touches, à la fenêtre
             while (path := images_path / f"image_{number:05d}.png").exists():
                 number += 1
             save_image(waiting.popleft(), path)

@@ -47,11 +47,11 @@ def say(message, silence=0):
             print(message, flush=True)
 
 
-say.last = 0        # l'heure du dernier message
+say.last = 0        # une variable rangée dans la fonction : l'heure du dernier message
 
 
 def stop(message):
-    """Affiche un message et termine le script (par 0 dans Spyder, où 1 serait une erreur)."""
+    """Affiche un message et termine le script (code 0 dans Spyder, où 1 serait une erreur)."""
     say(message)
     sys.exit(0 if "spyder_kernels" in sys.modules else 1)
 
@@ -69,7 +69,7 @@ for name, types, low, high in [
              "virgule).")
 for name in "images_folder", "model_file":
     value = globals().get(name)
-    if type(value) is not str or not value.strip() or not value.isprintable():   # \t est une touche
+    if type(value) is not str or not value.strip() or not value.isprintable():   # \t : tabulation
         stop(f"Paramètre {name} = {value!r} : dans la zone ***, il faut « {name} = » suivi d'un "
              "nom entre guillemets (et / entre les dossiers, non \\).")
 if images_size % 16:
@@ -90,7 +90,7 @@ except OSError:
          "qui finit par .pt, pas trop long, dans un dossier qui existe et n'est pas protégé.")
 del name, types, low, high, value      # l'explorateur de variables ne montre que ce qui parle
 
-stop_button = signal.signal(signal.SIGINT, signal.SIG_IGN)    # arrêté là, PyTorch resterait cassé
+on_stop = signal.signal(signal.SIGINT, signal.SIG_IGN)     # un arrêt laisserait PyTorch à moitié là
 say("Chargement de PyTorch...")
 try:
     import numpy as np
@@ -108,12 +108,12 @@ except (ImportError, OSError, RuntimeError) as error:
          "Windows, s'il est question de DLL : installez Visual C++, "
          "https://aka.ms/vs/17/release/vc_redist.x64.exe")
 finally:
-    signal.signal(signal.SIGINT, stop_button)
+    signal.signal(signal.SIGINT, on_stop)                  # l'arrêt agit de nouveau
 
 
 # %% 1. Les images
 files = find_images(folder / images_folder)
-random.Random(seed).shuffle(files)     # le test ne doit pas être un seul dossier, un bout de film
+random.Random(seed).shuffle(files)     # que le test ne soit ni un seul dossier, ni un bout de film
 paths, passed_over = [], []
 try:
     images = np.empty((len(files), images_size, images_size, 3), np.uint8)        # N×S×S×3
@@ -130,7 +130,7 @@ except MemoryError:
     stop("Pas assez de mémoire pour autant d'images : baissez images_size.")
 if passed_over:
     say(f"Fichiers laissés de côté ({len(passed_over)}) : {', '.join(passed_over[:3])}"
-        + ", ..." * (len(passed_over) > 3))
+        f"{', ...' if len(passed_over) > 3 else ''}")
 if len(paths) < 2:
     stop(f"Images dans « {images_folder} » : {len(paths)}. Il en faut au moins 2 (200, c'est "
          "bien) : enregistrez-en avec record_images.py, ou copiez-y les vôtres.")
@@ -142,16 +142,17 @@ say(f"{len(images)} images de « {os.path.commonpath([path.parent for path in pa
 
 
 def to_x(batch):
-    """Des octets N×S×S×3 -> x : N×3×S×S, de 0 à 1 (permuter les axes, pas reshape !), là où l'on
-    calcule (device, partie 4)."""
+    """Des octets N×S×S×3 -> x : N×3×S×S, de 0 à 1 (permuter les axes, pas reshape !), sur device,
+    la carte graphique ou le processeur (partie 4)."""
     return torch.as_tensor(batch).to(device).permute(0, 3, 1, 2) / 255
 
 
 # %% 2. La loss
 def kl_divergence(mu, logvar):
-    """De combien la loi de chaque nombre de z, N(mu, exp(logvar)), s'écarte de N(0, 1) : leur
-    divergence KL, en nats (logarithme népérien), N×latent_size (Kingma et Welling 2013, annexe B).
-    La loss la garde petite : les z restent autour de 0, où sont les sliders."""
+    """De combien la loi normale de chaque nombre de z (moyenne mu, variance exp(logvar)) s'écarte
+    de N(0, 1) : leur divergence KL, N×latent_size, en nats, car le logarithme est népérien (Kingma
+    et Welling 2013, annexe B). La loss la garde petite : z reste autour de 0, où sont les sliders.
+    """
     return (mu.square() + logvar.exp() - 1 - logvar) / 2
 
 
@@ -164,18 +165,18 @@ def vae_loss(vae, x, kl_weight):
     return (error + kl_weight * kl_divergence(mu, logvar).sum()) / len(x)
 
 
-# %% 3. L'image du bilan, train_VAE.png, refaite après chaque epoch (à lire plus tard)
+# %% 3. L'image du bilan, train_VAE.png, refaite après chaque epoch (à lire en dernier)
 @torch.no_grad()
 def encode(vae, images):
     """mu et logvar de toutes ces images : deux tenseurs N×latent_size."""
     codes = [vae.encode(to_x(batch)) for batch in DataLoader(images, 64)]
-    return [torch.cat(some).cpu() for some in zip(*codes)]
+    return [torch.cat(some).cpu() for some in zip(*codes)]     # tous les mu, puis tous les logvar
 
 
 def draw_curves(draw, width, height):
-    """La loss (en bleu) et la test loss (en orange) à chaque epoch, en pixels."""
+    """La loss (en bleu) et la test loss (en orange) à chaque epoch, sur width × height pixels."""
     low, high = min(losses + test_losses), max(losses + test_losses)
-    scale = height / (high - low or 1)                           # pixels par unité de loss
+    scale = height / (high - low or 1)                           # pixels par unité (ou 1)
     for value in np.linspace(low, high, 5):
         y = 20 + scale * (high - value)
         draw.line((60, y, width, y), "#dddddd")
@@ -192,7 +193,7 @@ def draw_curves(draw, width, height):
 @torch.no_grad()
 def save_report(vae, kl):
     """Dessine les courbes, des images de test au-dessus de leur reconstruction, l'effet de chaque
-    slider et sa KL ; enregistre et rend cette PIL.Image."""
+    slider et sa KL (près de 0, il ne sert pas) ; enregistre et rend cette PIL.Image."""
     columns, side, step = 9, 64, 66             # step : une image et sa marge
     x = to_x(test_images[:columns])
     rows = {"images de test": x, "reconstructions": vae.decode(vae.encode(x)[0])}
@@ -233,19 +234,20 @@ optimizer = torch.optim.Adam(vae.parameters(), learning_rate)
 
 # L'erreur que l'on ferait en dessinant toujours l'image moyenne ; pour les images de départ, 243.
 # Si elle est plus petite (petites images, ou qui se ressemblent), il y a moins à gagner : la KL
-# pèse moins dans la loss, sinon un slider coûterait plus qu'il ne rapporte, et aucun ne servirait.
+# pèse moins dans la loss. Sinon, un slider coûterait plus de KL qu'il n'ôterait d'erreur : aucun ne
+# servirait.
 mean_error = gaps.square().sum(dim=(1, 2, 3)).mean().item()
 kl_weight = beta * min(1, mean_error / 243)
 
-# Chaque correction secoue un peu les poids. Le modèle que l'on teste et que l'on garde est un
-# second, plus stable, dont chaque poids est une moyenne : de toutes ses valeurs d'abord, puis,
-# passé le vingtième des corrections, une moyenne glissante, où les plus anciennes s'oublient.
+# Chaque correction secoue un peu les poids. Le modèle que l'on teste et que l'on garde est une
+# copie plus stable, dont chaque poids est une moyenne : de toutes ses valeurs d'abord, puis, après
+# le vingtième des corrections, une moyenne glissante, où les plus anciennes s'oublient.
 window = max(1, epochs * len(train_loader) / 20)
-average = AveragedModel(vae, avg_fn=lambda average, weight, count:
-                        average + (weight - average) / min(count + 1, window))
+average = AveragedModel(vae, avg_fn=lambda mean, weight, count:
+                        mean + (weight - mean) / min(count + 1, window))
 
 say(f"Calcul sur : {device}, {len(train_loader)} corrections par epoch.")
-if len(train_loader) > 500:
+if len(train_loader) > 500 and batch_size < 64:
     say("C'est beaucoup : avec batch_size = 64, l'entraînement irait presque deux fois plus vite.")
 losses, test_losses, start = [], [], time.monotonic()
 try:
@@ -289,8 +291,8 @@ except RuntimeError as error:
         raise
     stop("Pas assez de mémoire : baissez batch_size ou images_size.")
 
-del path, batch, total, test_total, start, k
-vae, device = load_model(model_path), "cpu"     # celui de la dernière epoch finie, sans carte
+del path, batch, total, test_total, start, k        # comme plus haut
+vae, device = load_model(model_path), "cpu"         # celui de la dernière epoch finie
 
 
 # %% 5. Les axes : pour que chaque slider ait si possible sa caractéristique (peut se sauter)
@@ -305,8 +307,8 @@ def orthogonal(matrix):
 
 
 def independent_axes(mu):
-    """Les axes sur lesquels les nombres des images (mu : N×latent_size) sont le plus indépendants :
-    une matrice orthogonale, un axe par colonne."""
+    """Les axes sur lesquels les nombres des images (mu : N×latent_size) sont à peu près le plus
+    indépendants : une matrice orthogonale, un axe par colonne."""
     awake = (mu.std(dim=0, correction=0) > 0.3).nonzero()[:, 0]   # les sliders qui servent
     axes = torch.eye(latent_size)
     if len(mu) > 20 * len(awake) > 0:                  # avec moins d'images, ce serait du hasard
@@ -321,7 +323,7 @@ def independent_axes(mu):
 
 @torch.no_grad()
 def turn_axes(vae, axes):
-    """mu devient mu @ axes, et logvar, à peu près, logvar @ axes² (chaque élément au carré).
+    """mu devient mu @ axes ; logvar, logvar @ axes² (au carré, élément par élément : à peu près).
     L'encodeur finit, et le décodeur commence, par une couche linéaire : toutes deux tournées,
     decode(mu) ne change pas."""
     for weight in vae.encoder[-1].parameters():        # les poids, puis les biais
@@ -336,11 +338,11 @@ turn_axes(vae, torch.eye(latent_size)[:, kl.argsort(descending=True)])    # le p
 
 # %% 6. Le bilan
 if min(test_count, len(train_images)) < 5:
-    verdict = "trop peu d'images pour juger : 200, c'est bien."
+    verdict = "trop peu d'images de test, ou d'entraînement, pour juger."
 elif min(losses[-1], test_losses[-1]) > 0.95 * mean_error:
     verdict = (f"le modèle ne fait pas mieux que de toujours dessiner l'image moyenne (erreur "
                f"{mean_error:.2f}) : changez learning_rate, beta ou epochs.")
-elif (test_losses[-1] > 1.05 * min(test_losses)       # elle remonte, ou reste haute, sans descendre
+elif (test_losses[-1] > 1.05 * min(test_losses)       # remontée, ou trop haute sans plus descendre
       or test_losses[-1] > max(1.3 * losses[-1], 0.97 * test_losses[-2:][0])):
     verdict = ("la test loss finit bien plus haut que la loss, ou remonte : sur-apprentissage. Il "
                "faudrait plus d'images.")
@@ -361,7 +363,7 @@ try:
                          for path, numbers in sorted(zip(paths, latents.tolist())))
 except OSError as error:
     say(f"Le modèle est gardé, mais un fichier ne s'écrit pas ({error}) : est-il ouvert dans un "
-        "tableur, le disque plein ?")
+        "tableur, ou le disque est-il plein ?")
 say(f"Le modèle est dans « {model_file} ». À voir : train_VAE.png et latents.csv. La suite : "
     "decode_VAE.py.")
 if "spyder_kernels" in sys.modules:      # dans Spyder : le panneau « Graphiques »

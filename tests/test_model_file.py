@@ -141,18 +141,18 @@ def test_killed(tmp_path):
         assert load_model(path).latent_size == 4
 
 
-@pytest.mark.parametrize("target, times", [("os.replace", 3), ("os.replace", 99), ("builtins.open", 5)])
-def test_held_by_another_program(tmp_path, monkeypatch, target, times):
+@pytest.mark.parametrize("module, name, times", [(os, "replace", 3), (os, "replace", 99), (zipfile, "ZipFile", 5)])
+def test_held_by_another_program(tmp_path, monkeypatch, module, name, times):
     """Un programme tient le fichier (Windows), à l'écriture ou à la relecture : on réessaie pendant
     deux secondes au moins, puis PermissionError ; l'ancien est intact, pas de reste."""
-    path, slept, action = tmp_path / "a.pt", [], os.replace if target == "os.replace" else open
+    path, slept, action = tmp_path / "a.pt", [], getattr(module, name)
 
     def held(*args, **options):
         if len(slept) < times:
             raise PermissionError
         return action(*args, **options)
     save_model(VAE(1, 16), path)
-    monkeypatch.setattr(target, held)
+    monkeypatch.setattr(module, name, held)
     monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(PermissionError) if times == 99 else contextlib.nullcontext():
         save_model(VAE(2, 16), path)
