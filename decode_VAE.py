@@ -11,6 +11,7 @@ images_folder = "images"         # dossier du bouton « Image réelle »
 camera = 0                       # *** 0-3 *** numéro de la webcam, ou un film : "film.mp4"
 # *************************************************************************************
 
+# %% Les préparatifs (à lire en dernier)
 import contextlib
 import gc
 import math

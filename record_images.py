@@ -11,6 +11,7 @@ images_size = 64           # *** 32-256 *** côté des images, en pixels
 camera = 0                 # *** 0-3 *** numéro de la webcam, ou "film.mp4" pour lire un film
 # *************************************************************************************
 
+# %% Les préparatifs (à lire en dernier)
 import os
 import sys
 import threading

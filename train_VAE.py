@@ -22,6 +22,7 @@ test_proportion = 0.2            # *** 0.1-0.5 *** part des images mises de côt
 seed = 0                         # *** 0-1000 *** un autre nombre : un autre tirage au hasard
 # *************************************************************************************
 
+# %% Les préparatifs (à lire en dernier)
 import contextlib
 import csv
 import math
