@@ -147,9 +147,8 @@ print(json.dumps([steps, open("/proc/self/status").read()]))
 
 
 def train(root, images_folder, **zone):
-    """Entraîne une copie du kit rangé dans `root`, sur deux cœurs, sans carte graphique. Rend le
-    modèle (vae), seconds, memory (Go) et speed, les images par seconde pendant l'apprentissage :
-    d'après la durée médiane d'un pas, ce qui laisse de côté le test et le bilan."""
+    """Entraîne une copie du kit rangé dans `root`, sur deux cœurs, sans carte graphique. Rend vae,
+    seconds, memory (Go) et speed : images par seconde, d'après la durée médiane d'un pas."""
     folder = kit.copy_kit(tempfile.mkdtemp(dir=WORK.name), exemple=False, root=root)
     if options.rapide:
         zone["epochs"] = 2

@@ -290,8 +290,7 @@ def test_saving(fenetre):
 
 
 def test_webcam(folder, screen):
-    """Un film, à sa vitesse, en miroir, que suivent les sliders ; w, même maintenue, l'ouvre ou le
-    ferme une fois ; une main sur un slider l'arrête. Pas de film : une phrase."""
+    """Un film, à sa vitesse, en miroir ; w, même maintenue, l'ouvre ou le ferme, un slider l'arrête."""
     pictures = np.zeros((120, 120, 160, 3), np.uint8)      # 12 s
     pictures[:, :, :80, 2] = 255                           # rouge à gauche, à droite bleu, puis vert
     pictures[:60, :, 80:, 0] = pictures[60:, :, 80:, 1] = 255

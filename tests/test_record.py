@@ -87,8 +87,7 @@ def read_number(square):
 
 
 class Recorder:
-    """Un record_images.py en marche ; fake : les travers de la caméra (None : celle d'OpenCV) ;
-    window : attendre que la fenêtre montre une image."""
+    """record_images.py en marche ; fake : les travers de la caméra ; window : attendre une image."""
 
     def __init__(self, at_end, screen, folder, fake="", window=True, images_folder="images", **zone):
         script, self.images = folder / "record_images.py", folder / images_folder

@@ -104,7 +104,8 @@ def test_environment():
     assert kit | {"pytest", "spyder-kernels"} == tests
     assert kit == {"torch", "torchvision", "opencv-python", "numpy", "pillow"}
     text = re.sub(" *#.*", "", (ROOT / "environment.yml").read_text("utf-8"))
-    assert re.findall(r"(?m)^  - ([\w-]+)", text) == ["conda-forge", "python", "spyder", "ipython", "pip", "pip"]
+    names = re.findall(r"(?m)^  - ([\w-]+)", text)
+    assert names == ["conda-forge", "python", "spyder", "ipython", "pip", "pip"]
     pip = [Requirement(line) for line in re.findall(r"(?m)^      - (.*)", text)]
     for system, machine, pinned in [("darwin", "x86_64", 1), ("darwin", "arm64", 0), ("win32", "AMD64", 0)]:
         place = {"sys_platform": system, "platform_machine": machine}
