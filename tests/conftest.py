@@ -9,7 +9,7 @@ import sys
 import kit
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # les petits calculs sont plus rapides ainsi
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # les autres cœurs restent libres
 sys.path.insert(0, str(kit.ROOT))
 
 # Lancé en arrière-plan (« pytest & »), un script hérite d'un Ctrl-C ignoré : rétabli pour les tests.
