@@ -1,16 +1,16 @@
 """Les outils communs à tous les tests (pytest)."""
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
+import kit
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # plusieurs entraînements vont de front
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-import kit  # noqa: E402
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # les autres cœurs restent libres
+sys.path.insert(0, str(kit.ROOT))
 
 # Lancé en arrière-plan (« pytest & »), un script hérite d'un Ctrl-C ignoré : rétabli pour les tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,6 +18,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "window: ouvre une vraie fenêtre (-m 'not window' : sans)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "screen" in item.fixturenames:
+            item.add_marker("window")
 
 
 @pytest.fixture
@@ -28,22 +35,21 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Un vrai disque de 3 Mio (tmpfs), que seul root sous Linux peut monter ; rend (dossier, protéger)."""
+    """Un vrai disque de 3 Mio (tmpfs), que seul root sous Linux peut monter ; rend son dossier."""
     disk = tmp_path / "disque"
     disk.mkdir()
     if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("il faut pouvoir monter un petit disque (root, sous Linux, hors d'un conteneur)")
-    yield disk, lambda: subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    yield disk
     subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.fixture(scope="session")
 def screen():
     """Un écran virtuel pour toute la session de tests."""
-    missing = [name for name in ("Xvfb", "xdotool") if not shutil.which(name)]
+    missing = [name for name in ("Xvfb", "xdotool", "openbox") if not shutil.which(name)]
     if missing:
         pytest.skip("il manque " + " et ".join(missing) + " (apt-get install xvfb xdotool openbox)")
-    screen = kit.Screen()
-    yield screen
-    screen.close()
+    with contextlib.closing(kit.Screen()) as screen:
+        yield screen

@@ -1,15 +1,13 @@
 """Dessine les visages du jeu d'exemple : python tests/draw_exemple.py réécrit images/exemple/.
 
 Quatre nombres entre -1 et 1 décrivent chaque visage, tirés au hasard et sans lien entre eux ;
-tout le reste est identique d'une image à l'autre. Un VAE à 4 curseurs peut donc les retrouver.
-"""
+tout le reste est identique d'une image à l'autre. Un VAE à 4 curseurs peut donc les retrouver."""
 import colorsys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-FEATURE_NAMES = ["teinte", "sourire", "regard", "inclinaison"]
 COUNT, SIZE, ZOOM, SEED = 600, 64, 4, 275   # dessin 4 fois trop grand, puis réduit : bords lisses
 FOLDER = Path(__file__).resolve().parent.parent / "images" / "exemple"
 CENTRE = 32, 35   # le point autour duquel la tête s'incline
@@ -21,7 +19,7 @@ HAIR, SHINE, INK, LIPS, WHITE = "#74456b", "#936088", "#2b2140", "#7f1537", "#ff
 def features():
     """Rend les 600×4 nombres : chaque colonne parcourt régulièrement [-1, 1], en désordre."""
     random = np.random.RandomState(SEED)
-    return np.stack([random.permutation(np.linspace(-1, 1, COUNT)) for _ in FEATURE_NAMES], axis=1)
+    return np.stack([random.permutation(np.linspace(-1, 1, COUNT)) for _ in range(4)], axis=1)
 
 
 def ellipse(x, y, width, height, start=0, end=360):
@@ -40,7 +38,7 @@ def mouth(smile):
 
 
 def draw_face(hue, smile, gaze, tilt):
-    """Dessine le visage décrit par ces quatre nombres entre -1 et 1 : une image de 64×64."""
+    """Dessine le visage que décrivent sa teinte, son sourire, son regard et son inclinaison : 64×64."""
     image = Image.new("RGB", (SIZE * ZOOM, SIZE * ZOOM), WALL)
     canvas = ImageDraw.Draw(image)
 

@@ -11,25 +11,25 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from PIL import ImageGrab
+
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ["model_VAE_64.py", "record_images.py", "train_VAE.py", "decode_VAE.py"]
 
 
-def copy_kit(folder, exemple=True):
+def copy_kit(folder, exemple=True, root=ROOT):
     """Copie les quatre scripts (et le jeu de départ) dans `folder`, comme un étudiant le ferait."""
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for name in SCRIPTS:
-        shutil.copy(ROOT / name, folder)
+        shutil.copy(root / name, folder)
     if exemple:
         shutil.copytree(ROOT / "images" / "exemple", folder / "images" / "exemple")
     return folder
 
 
 def edit_zone(script, **values):
-    """Remplace la valeur de chaque paramètre nommé, sur sa ligne `name = value  # commentaire`.
-
-    Une valeur est écrite par repr() ; `Raw("float('nan')")` écrit un texte tel quel."""
+    """Remplace la valeur de chaque paramètre nommé, sur sa ligne `name = value  # commentaire`."""
     script = Path(script)
     text = script.read_text(encoding="utf-8")
     for name, value in values.items():
@@ -40,31 +40,37 @@ def edit_zone(script, **values):
 
 
 class Raw(str):
-    """Un texte Python que edit_zone écrit sans guillemets."""
+    """Un texte que edit_zone écrit tel quel, sans guillemets : Raw("float('nan')")."""
     __repr__ = str.__str__
 
 
-def run(script, cwd=None, timeout=600, env=None, **options):
+def run(script, cwd=None, timeout=600, env=None):
     """Lance un script comme le ferait un terminal ; rend le CompletedProcess (stdout et stderr réunis)."""
-    return subprocess.run([sys.executable, str(script)], cwd=cwd, timeout=timeout, text=True, encoding="utf-8",
+    return subprocess.run([sys.executable, str(script)], cwd=cwd, timeout=timeout, encoding="utf-8",
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})}, **options)
+                          env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})})
 
 
-def write_film(path, pictures, fps=10, codec="FFV1"):
-    """Un film AVI fait de ces images (BGR), sans perte ; rend son chemin."""
+def write_film(path, pictures, fps=10):
+    """Écrit un film AVI fait de ces images (BGR), sans perte."""
     import cv2
     size = pictures[0].shape[1::-1]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), fps, size)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), fps, size)
     for picture in pictures:
         writer.write(picture)
     writer.release()
-    return str(path)
+
+
+def losses_in(text):
+    """Les nombres des lignes d'epoch : une liste pour loss, une pour test."""
+    lines = re.findall(r"(?m)^Epoch (\d+)/\d+\b.*?\bloss +(\S+)\b.*?\btest loss +(\S+)", text)
+    assert [int(line[0]) for line in lines] == [*range(1, len(lines) + 1)]
+    return {"loss": [float(line[1]) for line in lines], "test": [float(line[2]) for line in lines]}
 
 
 def execute(script, console=...):
     """Lance un script dans ce processus, sur cette console ou sur une qui n'a que les lettres de Windows ;
-    rend ce qu'il y affiche (out), son code de sortie (code), ses variables (names)."""
+    rend ce qu'il y affiche (out), son code de sortie (code), ses variables (names), ses losses."""
     shown, code = io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
     names = {"__name__": "__main__", "__file__": str(script)}
     path, model, handler = sys.path[:], sys.modules["model_VAE_64"], signal.getsignal(signal.SIGINT)
@@ -79,35 +85,30 @@ def execute(script, console=...):
         sys.path[:], sys.modules["model_VAE_64"] = path, model
     assert signal.getsignal(signal.SIGINT) is handler
     shown.flush()
-    return SimpleNamespace(out=shown.buffer.getvalue().decode("cp1252"), code=code, names=names)
+    out = shown.buffer.getvalue().decode("cp1252")
+    return SimpleNamespace(out=out, code=code, names=names, **losses_in(out))
 
 
-def wait_until(condition, timeout=30, every=0.05):
+def wait_until(condition, timeout=30):
     """Attend que condition() soit vraie et rend sa valeur ; échoue après `timeout` secondes."""
     end = time.monotonic() + timeout
     while time.monotonic() < end:
-        value = condition()
-        if value:
+        if value := condition():
             return value
-        time.sleep(every)
+        time.sleep(0.05)
     raise AssertionError(f"rien en {timeout} s : {condition}")
 
 
 class Screen:
     """Un écran virtuel (Xvfb) avec un gestionnaire de fenêtres, une souris et un clavier (xdotool)."""
 
-    def __init__(self, size="1366x768"):
-        read, write = os.pipe()
-        self.server = subprocess.Popen(["Xvfb", "-displayfd", str(write), "-screen", "0", f"{size}x24"],
-                                       pass_fds=[write], stderr=subprocess.DEVNULL)
-        os.close(write)
-        with os.fdopen(read) as pipe:
-            self.display = ":" + pipe.readline().strip()
+    def __init__(self):
+        self.server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", "1366x768x24"], text=True,
+                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.display = ":" + self.server.stdout.readline().strip()
         self.env = {"DISPLAY": self.display}
-        self.manager = None
-        if shutil.which("openbox"):
-            self.manager = subprocess.Popen(["openbox"], env={**os.environ, **self.env},
-                                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.manager = subprocess.Popen(["openbox"], env={**os.environ, **self.env},
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def xdotool(self, *words):
         """xdotool avec ces mots ; rend ce qu'il écrit."""
@@ -119,12 +120,11 @@ class Screen:
         found = wait_until(lambda: self.xdotool("search", "--onlyvisible", "--name", title), timeout)
         return found.split()[-1]
 
-    def picture(self, path):
-        """Enregistre une image de tout l'écran (ImageMagick)."""
-        subprocess.run(["import", "-window", "root", str(path)], env={**os.environ, **self.env}, check=True)
+    def picture(self, box=None):
+        """L'image RVB de tout l'écran, ou de ce rectangle."""
+        return ImageGrab.grab(box, xdisplay=self.display).convert("RGB")
 
     def close(self):
         for process in (self.manager, self.server):
-            if process:
-                process.terminate()
-                process.wait()
+            process.terminate()
+            process.wait()

@@ -1,24 +1,21 @@
 """Refait toutes les images du README : python tests/make_captures.py (deux minutes environ).
 
-Le kit tourne pour de vrai, dans une copie : un film dessiné tient lieu de webcam, un écran virtuel
-(Xvfb) d'écran. Les images vont dans tests/captures/.
-"""
+Le kit tourne pour de vrai, dans une copie, sur un écran virtuel ; un film dessiné sert de webcam."""
 import os
 import re
 import runpy
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from unittest.mock import patch
 
+import kit
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageGrab
+from draw_exemple import draw_face, features
+from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.functional import to_pil_image, to_tensor
-
-sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
-import kit  # noqa: E402
-from draw_exemple import draw_face, features  # noqa: E402
 
 FOLDER = kit.ROOT / "tests" / "captures"
 
@@ -29,42 +26,34 @@ def save(image, name):
     image.thumbnail((1000, 2000), Image.Resampling.LANCZOS)
     image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
         FOLDER / name, optimize=True)
-    print(f"{name} : {(FOLDER / name).stat().st_size // 1000} ko", flush=True)
 
 
 def grab(screen):
     """La fenêtre, seule sur le fond noir de l'écran."""
-    image = ImageGrab.grab(xdisplay=screen.display)
+    image = screen.picture()
     return image.crop(image.getbbox())
 
 
 def capture_record(screen, folder):
     """La fenêtre de record_images.py pendant que « s » est maintenue."""
-    frames = []
-    for t in np.arange(1, 13, 0.05):        # un visage qui tourne la tête, regarde et sourit
-        frame = Image.new("RGB", (640, 480), "#fbe3cf")
-        face = draw_face(0.1, np.sin(0.8 * t), np.sin(1.3 * t), np.sin(t))
-        frame.paste(face.resize((480, 480)), (80, 0))
-        frames.append(np.asarray(frame)[:, :, ::-1].copy())
-    kit.write_film(folder / "film.avi", frames, 20)
+    faces = [draw_face(0.1, np.sin(0.8 * t), np.sin(1.3 * t), np.sin(t)).resize((480, 480))
+             for t in np.arange(1, 13, 0.05)]       # il tourne la tête, regarde et sourit
+    kit.write_film(folder / "film.avi", [np.asarray(face)[:, :, ::-1] for face in faces], 20)
     kit.edit_zone(folder / "record_images.py", camera="film.avi", images_folder="enregistrees")
     process = subprocess.Popen([sys.executable, str(folder / "record_images.py")],
                                env={**os.environ, **screen.env})
-    try:
-        window = screen.window("record_images")
-        screen.xdotool("windowactivate", "--sync", window, "keydown", "s")
-        kit.wait_until(lambda: len(list(folder.glob("enregistrees/*.png"))) > 50)
-        save(grab(screen), "record.png")
-    finally:
-        screen.xdotool("keyup", "s", "key", "q")
-        process.wait(timeout=30)
+    window = screen.window("record_images")
+    screen.xdotool("windowactivate", "--sync", window, "keydown", "s")
+    kit.wait_until(lambda: len(list(folder.glob("enregistrees/*.png"))) > 50)
+    save(grab(screen), "record.png")
+    screen.xdotool("keyup", "s", "key", "q")
+    process.wait(timeout=30)
 
 
 def capture_decode(screen, folder):
-    """La vraie fenêtre de decode_VAE.py : à zéro, le troisième slider tiré, une image réelle, et
-    l'image animée où ses sliders glissent. L'horloge du script est à nous : un quatorzième de
-    seconde d'une image à l'autre, que l'ordinateur soit rapide ou non."""
-    clock, frames, durations = [0], [], []
+    """La vraie fenêtre de decode_VAE.py : à zéro, un slider tiré, une image réelle, l'image animée.
+    L'horloge du script est à nous : d'une image à l'autre, un quatorzième de seconde."""
+    clock, frames = [0], []                    # frames : (image, millisecondes à la montrer)
 
     def still(window, seconds=0):
         """L'image de la fenêtre après ce temps, une fois les petites images dessinées."""
@@ -82,10 +71,8 @@ def capture_decode(screen, folder):
             before = window.view.photo
             while window.view.photo is before:
                 window.update()
-            frames.append(grab(screen))
-            durations.append(70)
-        frames.append(still(window))
-        durations.append(700)
+            frames.append((grab(screen), 70))
+        frames.append((still(window), 700))
 
     def play(window, n=0):
         save(still(window), "decode_zero.png")
@@ -104,27 +91,25 @@ def capture_decode(screen, folder):
     with (patch.dict(os.environ, screen.env), patch("time.monotonic", lambda: clock[0]),
           patch("tkinter.Misc.mainloop", play)):
         runpy.run_path(str(folder / "decode_VAE.py"))
-    save_animation(frames, durations, "sliders.gif")
+    save_animation(*zip(*frames))
 
 
-def save_animation(frames, durations, name):
-    """Enregistre une image animée, 720 pixels de large, les mêmes 128 couleurs du début à la fin ;
-    durations : combien de temps montrer chaque image, en millisecondes."""
+def save_animation(frames, durations):
+    """L'image animée : 720 pixels de large, les mêmes 128 couleurs du début à la fin."""
     for frame in frames:
         frame.thumbnail((720, 720), Image.Resampling.LANCZOS)
     palette = Image.fromarray(np.vstack(frames[7::8])).quantize(
         128, Image.Quantize.MAXCOVERAGE, kmeans=2)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE)
                       for frame in frames]
-    first.save(FOLDER / name, save_all=True, append_images=others, duration=durations, loop=0,
-               optimize=True)
-    print(f"{name} : {(FOLDER / name).stat().st_size // 1000} ko", flush=True)
+    first.save(FOLDER / "sliders.gif", save_all=True, append_images=others, duration=durations,
+               loop=0, optimize=True)
 
 
 def draw_vae(folder):
     """Le schéma : une image, l'encodeur, ses quatre nombres, le décodeur, l'image reconstruite."""
-    from model_VAE_64 import load_model
-    vae = load_model(folder / "model_VAE_64.pt")
+    model = runpy.run_path(str(folder / "model_VAE_64.py"))
+    vae = model["load_model"](folder / "model_VAE_64.pt")
     original = draw_face(*features()[3])
     numbers = vae.encode(to_tensor(original)[None])[0]
     picture = Image.new("RGB", (1000, 270), "white")
@@ -151,15 +136,11 @@ def draw_map(folder):
 
 
 if __name__ == "__main__":
-    virtual_screen = kit.Screen()
-    try:
-        with tempfile.TemporaryDirectory() as place:
-            kit_folder = kit.copy_kit(Path(place) / "kit")
-            subprocess.run([sys.executable, str(kit_folder / "train_VAE.py")], check=True)
-            save(Image.open(kit_folder / "train_VAE.png"), "train.png")
-            draw_vae(kit_folder)
-            capture_decode(virtual_screen, kit_folder)
-            capture_record(virtual_screen, kit_folder)
-            draw_map(kit_folder)
-    finally:
-        virtual_screen.close()
+    with closing(kit.Screen()) as virtual_screen, tempfile.TemporaryDirectory() as place:
+        kit_folder = kit.copy_kit(Path(place) / "kit")
+        subprocess.run([sys.executable, str(kit_folder / "train_VAE.py")], check=True)
+        save(Image.open(kit_folder / "train_VAE.png"), "train.png")
+        draw_vae(kit_folder)
+        capture_decode(virtual_screen, kit_folder)
+        capture_record(virtual_screen, kit_folder)
+        draw_map(kit_folder)

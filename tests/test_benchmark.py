@@ -33,7 +33,6 @@ def test_tables(capsys):
     assert all(str(row[0]) in shown for rows in results.values() for row in rows)
 
 
-@pytest.mark.window
 def test_window(screen):
     """Le temps de réponse de la fenêtre."""
     check(benchmark.main(["fenetre"]))

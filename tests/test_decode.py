@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit import Raw, edit_zone, execute, run, wait_until, write_film
+from kit import edit_zone, execute, wait_until, write_film
 from model_VAE_64 import VAE, find_images, read_image, save_model
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-# Lance un script, arrêté (en vain) pendant que sa fenêtre se construit, en écrivant sans cesse dans
-# un fichier ce qu'elle contient : ses widgets, et combien de grandes images ont été dessinées.
+# Lance un script, arrêté (en vain) pendant que sa fenêtre se construit ; écrit sans cesse dans un
+# fichier ce qu'elle contient : combien de grandes images ont été dessinées, et ses widgets.
 SPY = """
 import json, os, runpy, signal, sys, time, tkinter
 from PIL import ImageTk
@@ -72,12 +72,10 @@ def open_camera(source):
 cv2.VideoCapture = open_camera
 """
 GAP = torch.ones(3, 64, 4)     # entre l'original et l'image dessinée
-window = pytest.mark.window
 
 
 def strong_vae(latent_size=4, images_size=64):
-    """Un VAE non entraîné, mais dont chaque nombre se voit (sauf z2, qui ne change rien), et dont
-    l'encodeur rend des nombres qui sortent des sliders."""
+    """Un VAE non entraîné : chaque nombre se voit, sauf z2, et l'encodeur sort des sliders."""
     torch.manual_seed(1)
     vae = VAE(latent_size, images_size).eval().requires_grad_(False)
     for weights in vae.decoder.parameters():
@@ -128,7 +126,7 @@ class Fenetre:
         return [scale["value"] for scale in self.seen("TScale")]
 
     def view(self):
-        return max((label for label in self.seen("TLabel")), key=lambda label: label["size"][1])
+        return max(self.seen("TLabel"), key=lambda label: label["size"][1])
 
     def says(self, words):
         """Attend que la ligne de messages contienne ces mots ; rend sa couleur."""
@@ -153,11 +151,9 @@ class Fenetre:
     def shows(self, images, label=None, limit=2):
         """Ces images (3×S×S), côte à côte, sont à l'écran, au milieu du label (la grande image)."""
         label = label or self.view()
-        self.screen.picture(self.folder.parent / "screen.png")
         width, height = label["size"]
         left, top = label["x"] + (label["w"] - width) // 2, label["y"] + (label["h"] - height) // 2
-        seen = Image.open(self.folder.parent / "screen.png").convert("RGB")
-        seen = seen.crop((left, top, left + width, top + height))
+        seen = self.screen.picture((left, top, left + width, top + height))
         wanted = to_pil_image(torch.cat(list(images), dim=2)).resize((width, height))
         return np.abs(np.asarray(seen, float) - wanted).mean() < limit
 
@@ -179,11 +175,8 @@ def fenetre(folder, screen):
         yield fenetre
 
 
-# ------------------------------------------------------------------ l'image et les sliders
-@window
 def test_sliders_by_mouse_and_keys(fenetre):
-    """L'image de z = 0 est là dès le début, et sous chaque slider ce qu'il change, de gauche à droite
-    (z2, sans effet, est « inactif »). Elle suit la souris et les flèches."""
+    """L'image et, sous chaque slider, ce qu'il change (z2 : inactif) suivent souris et flèches."""
     assert fenetre.view()["size"] >= [384, 384] and fenetre.numbers() == [0, 0, 0, 0]
     assert fenetre.shows(fenetre.decode([0, 0, 0, 0]))
     assert not fenetre.shows(fenetre.decode([3, 0, 0, 0]), limit=6)
@@ -212,8 +205,6 @@ def test_sliders_by_mouse_and_keys(fenetre):
     wait_until(lambda: fenetre.numbers()[0] == 0)
 
 
-# ------------------------------------------------------------------ les boutons et leurs touches
-@window
 def test_it_glides(fenetre):
     """Au hasard, tout à zéro : un chemin que l'œil suit ; un autre geste le prend en main."""
     for key in "h", "z":
@@ -222,7 +213,6 @@ def test_it_glides(fenetre):
         wait_until(lambda: any(fenetre.numbers()) == (key == "h"))
         fenetre.calm()
         assert fenetre.drawn() - before >= 5, "sur une machine libre, plus de vingt"
-        assert any(fenetre.numbers()) == (key == "h")
         assert fenetre.shows(fenetre.decode(fenetre.numbers()))
     fenetre.click(fenetre.seen("TButton")[1])
     wait_until(lambda: any(fenetre.numbers()))
@@ -231,7 +221,6 @@ def test_it_glides(fenetre):
     assert fenetre.numbers()[3] < -1.5, "une main sur un slider l'emporte"
 
 
-@window
 def test_real_images_and_challenge(fenetre):
     """L'original à gauche, à droite ce que le modèle en dessine ; puis le défi et ses deux erreurs."""
     path = find_images(fenetre.folder / "images")[0]
@@ -256,7 +245,6 @@ def test_real_images_and_challenge(fenetre):
     assert fenetre.shows(fenetre.decode(fenetre.numbers())) and not fenetre.errors()
 
 
-@window
 def test_own_images_none_and_no_opencv(folder, screen):
     """Les images de l'étudiant d'abord, en boucle, sans les illisibles ; aucune : un message."""
     images = folder / "images"
@@ -279,10 +267,8 @@ def test_own_images_none_and_no_opencv(folder, screen):
         fenetre.says("Il manque OpenCV")
 
 
-@window
 def test_saving(fenetre):
-    """Un nom nouveau, qui porte les nombres ; une touche maintenue n'écrit qu'un fichier ; disque
-    plein : un message d'une autre couleur, aucun débris, rien ne bouge, et la fenêtre continue."""
+    """Un nom nouveau ; une touche maintenue n'écrit qu'un fichier ; disque plein : un message."""
     kept = fenetre.folder / "decode_VAE_001_+0.00_+0.00_+0.00_+0.00.png"
     kept.write_bytes(b"hier")
     fenetre.key("h")
@@ -303,12 +289,8 @@ def test_saving(fenetre):
     fenetre.says("decode_VAE_003")
 
 
-# ------------------------------------------------------------------ la webcam
-@window
 def test_webcam(folder, screen):
-    """Un film tient lieu de webcam, à sa vitesse : les sliders suivent, l'original est en miroir,
-    couleurs justes ; w, même maintenue, l'ouvre ou la ferme une fois ; une main sur un slider
-    l'arrête. Pas de film : une phrase."""
+    """Un film, à sa vitesse, en miroir ; w, même maintenue, l'ouvre ou le ferme, un slider l'arrête."""
     pictures = np.zeros((120, 120, 160, 3), np.uint8)      # 12 s
     pictures[:, :, :80, 2] = 255                           # rouge à gauche, à droite bleu, puis vert
     pictures[:60, :, 80:, 0] = pictures[60:, :, 80:, 1] = 255
@@ -342,10 +324,8 @@ def test_webcam(folder, screen):
         fenetre.assert_ends()
 
 
-@window
 def test_odd_camera(folder, screen):
-    """Pendant que la caméra s'ouvre, la fenêtre répond, et chaque appui compte ; des images étranges
-    sont passées, les autres dessinées, le silence termine. Puis Ctrl-C."""
+    """La caméra s'ouvre : la fenêtre répond ; une image étrange est passée ; le silence ; Ctrl-C."""
     with Fenetre(folder, screen, prepare=CAMERA, camera=0) as fenetre:
         fenetre.key("w")
         fenetre.says("Ouverture")
@@ -364,8 +344,6 @@ def test_odd_camera(folder, screen):
         fenetre.assert_ends()
 
 
-# ------------------------------------------------------------------ la taille de la fenêtre
-@window
 @pytest.mark.parametrize("latent_size, images_size", [(1, 128), (16, 32), (32, 64)])
 def test_everything_fits(folder, screen, latent_size, images_size):
     """De 1 à 32 sliders, leurs petites images, les boutons et les messages tiennent en 1366×768."""
@@ -383,25 +361,11 @@ def test_everything_fits(folder, screen, latent_size, images_size):
         wait_until(lambda: fenetre.numbers()[-1] < -1)
 
 
-# ------------------------------------------------------------------ ce qui ne va pas
-@pytest.mark.parametrize("name, values", [
-    ("model_file", [4, "  "]), ("images_folder", ["", Raw('"images\\test"')]),
-    ("camera", [None, 4.5, True, -1, 100, Raw("float('nan')")])])
-def test_wrong_zone(folder, name, values):
-    """Une mauvaise valeur, une ligne effacée : une phrase qui nomme le paramètre, avant PyTorch."""
-    (folder / "torch.py").write_text("raise SystemError", encoding="utf-8")
-    for value in [*values, Raw(f"0; del {name}")]:
-        edit_zone(folder / "decode_VAE.py", **{name: value})
-        result = run(folder / "decode_VAE.py")
-        assert result.returncode == 1 and result.stdout.count("\n") == 1, result.stdout
-        assert f"{name} = " in result.stdout and "zone ***" in result.stdout
-
-
 @pytest.mark.parametrize("zone, words", [
     ({"latent_size": 8}, ["latent_size = 8", "latent_size = 4", "zone ***"]),
     ({"images_size": "64"}, ["images_size = '64'", "images_size = 64", "train_VAE.py"]),
-    ({"model_file": "absent.pt"}, ["absent.pt", "train_VAE.py"]), ({"model_file": "README"}, ["README"]),
-    ({}, ["depuis un bureau"]), (None, ["python3-tk"])])
+    ({"model_file": "absent.pt"}, ["Il n'y a pas", "absent.pt"]), ({"model_file": "README"}, ["README"]),
+    ({"model_file": "images"}, ["Il n'y a pas"]), ({}, ["depuis un bureau"]), (None, ["python3-tk"])])
 def test_wrong_model_or_library(folder, monkeypatch, zone, words):
     """Un autre modèle que celui de la zone, absent, étranger ; pas d'écran ni de tkinter : une phrase."""
     save_model(VAE(4, 64), folder / "model_VAE_64.pt")

@@ -8,7 +8,7 @@ import model_VAE_64
 import numpy as np
 import pytest
 from model_VAE_64 import find_images, read_image
-from PIL import Image, features
+from PIL import Image
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 RED, GREEN, BLUE, GREY = COLORS = (220, 30, 30), (30, 200, 40), (40, 60, 210), (120, 120, 120)
@@ -38,34 +38,23 @@ def assert_refused(path, words="pas une image|abîmée"):
         read_image(path, 64)
 
 
-# Formats et modes ------------------------------------------------------------------------
 MANY = {"save_all": True, "append_images": [quarters((WHITE, BLACK, GREY, RED))]}
 
 
 @pytest.mark.parametrize("name, options, tolerance", [
-    ("a.png", {}, 0), ("a.bmp", {}, 0), ("a.tga", {}, 0), ("a.ppm", {}, 0), ("a.jp2", {}, 0),
-    ("a.tif", {"compression": "tiff_lzw"}, 0), ("a.ico", {"sizes": [(80, 80)]}, 0),
-    ("sans extension", {"format": "PNG"}, 0), ("a.png", MANY, 0), ("a.tif", MANY, 0),
-    ("a.gif", MANY, 12), ("a.webp", MANY, 12), ("a.mpo", MANY, 12), ("a.avif", {"quality": 95}, 12),
+    ("sans extension", {"format": "PNG"}, 0), ("a.bmp", {}, 0), ("a.tif", {"compression": "tiff_lzw"}, 0),
+    ("a.png", MANY, 0), ("a.tif", MANY, 0), ("a.gif", MANY, 12), ("a.webp", MANY, 12), ("a.mpo", MANY, 12),
     ("A.JPEG", {"quality": 95, "progressive": True}, 12), ("png.png", {"format": "JPEG"}, 12),
     ("exif.jpg", {"exif": b"Exif\0\0bonjour"}, 12)])
 def test_formats(tmp_path, name, options, tolerance):
-    """Le contenu compte, pas le nom : chaque format rend ses quatre couleurs à leur place ; de
-    plusieurs images (animation, pages), la première ; un EXIF abîmé ne gêne pas."""
-    if name == "a.avif" and not features.check("avif"):
-        pytest.skip("ce Pillow ne sait pas écrire d'AVIF")
+    """Le contenu compte, pas le nom ; de plusieurs images, la première ; un EXIF abîmé ne gêne pas."""
     quarters().save(tmp_path / name, **options)
     assert_quarters(tmp_path / name, tolerance=tolerance)
 
 
-def palette(transparency):
-    """Une palette de quatre couleurs, dont la troisième (bleu) est transparente."""
-    image = quarters((0, 1, 2, 3), mode="P")
-    image.putpalette(RED + GREEN + BLUE + GREY)
-    image.info["transparency"] = transparency
-    return image
-
-
+PALETTE = quarters((0, 1, 2, 3), mode="P")
+PALETTE.putpalette(RED + GREEN + BLUE + GREY)
+PALETTE.info["transparency"] = 2        # la troisième couleur, bleu
 ALPHA = quarters((GREEN + (255,), RED + (128,), BLUE + (0,), GREY + (255,)), mode="RGBA")
 GREYS = quarters(((0, 255), (0, 128), (0, 0), (200, 255)), mode="LA")
 
@@ -77,8 +66,8 @@ GREYS = quarters(((0, 255), (0, 128), (0, 0), (200, 255)), mode="LA")
     ("rgba.png", ALPHA, (GREEN, HALF_RED, WHITE, GREY), 1),
     ("rgba.webp", ALPHA, (GREEN, HALF_RED, WHITE, GREY), 8),
     ("la.png", GREYS, (BLACK, (127,) * 3, WHITE, (200,) * 3), 1),
-    ("p.gif", palette(2), (RED, GREEN, WHITE, GREY), 0),
-    ("p.png", palette(bytes([255, 255, 0, 255])), (RED, GREEN, WHITE, GREY), 0)])
+    ("p.gif", PALETTE, (RED, GREEN, WHITE, GREY), 0),
+    ("p.png", PALETTE, (RED, GREEN, WHITE, GREY), 0)])
 def test_modes(tmp_path, name, image, colors, tolerance):
     """Gris, 1 bit, palettes, transparence (sur blanc), CMJN : les bonnes couleurs."""
     image.save(tmp_path / name)
@@ -92,11 +81,9 @@ def test_modes(tmp_path, name, image, colors, tolerance):
     ("I;16", "<u2", (0, 50, 128, 255), (0, 50, 128, 255)),                           # 8 dans 16
     ("I", "<i4", (-500, 0, 3595, 3595), (0, 28, 227, 227)),
     ("I", "<i4", (0, 10**6, 3 * 10**6, 4 * 10**6), (0, 64, 191, 255)),
-    ("F", "<f4", (np.nan, 0.25, 0.75, np.inf), (0, 64, 191, 255)),
-    ("F", "<f4", (-np.inf, 0.5, 0.5, np.nan), (0, 128, 128, 0))])
+    ("F", "<f4", (-np.inf, 0.5, np.nan, np.inf), (0, 128, 0, 255))])
 def test_deep_grey(tmp_path, mode, kind, values, shades):
-    """16 et 32 bits, flottants : chaque valeur donne son gris, le même dans toutes les images du
-    dossier, réunies ou seules, et le même que sur 8 bits ; un point sans valeur reste seul."""
+    """16 bits, 32 bits, flottants : une valeur donne le même gris dans toutes les images du dossier."""
     suffix, orders = ".png" if mode == "I;16" else ".tif", [range(4), *([k] * 4 for k in range(4))]
     for number, order in enumerate(orders):
         array = np.take(values, order).reshape(2, 2).repeat(32, axis=0).repeat(32, axis=1).astype(kind)
@@ -105,7 +92,6 @@ def test_deep_grey(tmp_path, mode, kind, values, shades):
         assert_quarters(tmp_path / f"{number}{suffix}", [(shades[k],) * 3 for k in order], tolerance=1)
 
 
-# À l'endroit, le carré du milieu ---------------------------------------------------------
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_right_side_up(tmp_path, name, orientation):
@@ -130,11 +116,9 @@ def test_central_square(tmp_path, name, size, images_size):
     assert_quarters(tmp_path / name, tolerance=12, images_size=images_size)
 
 
-# Ce qui est laissé de côté ---------------------------------------------------------------
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.tif", "a.webp", "a.jp2"])
 def test_damaged(tmp_path, name):
-    """Un fichier coupé n'est jamais pris pour une image entière ; quelques octets changés : une image
-    ou une phrase."""
+    """Un fichier coupé est refusé ; quelques octets changés : une image ou une phrase."""
     rng, path = np.random.default_rng(0), tmp_path / name
     Image.fromarray(rng.integers(0, 255, (80, 80, 3), np.uint8)).save(path)
     whole = path.read_bytes()
@@ -148,10 +132,8 @@ def test_damaged(tmp_path, name):
 
 
 def test_not_an_image(tmp_path, monkeypatch):
-    """Un texte renommé, une page web, une photo HEIC, un dossier, rien ; une image bien trop grande
-    (pour Pillow, 179 mégapixels), refusée sans être décompressée."""
-    for content in (b"Ceci n'est pas une image.\n" * 50, b"<html></html>", bytes(100_000),
-                    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)):
+    """Du texte, une photo HEIC, un dossier, rien ; une image trop grande, avant de la décompresser."""
+    for content in (b"<html></html>\n" * 50, bytes(9000), b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"):
         (tmp_path / "a.png").write_bytes(content)
         assert_refused(tmp_path / "a.png", "pas une image")
     assert_refused(tmp_path)
@@ -162,7 +144,6 @@ def test_not_an_image(tmp_path, monkeypatch):
     assert_refused(tmp_path / "a.png", "trop grande")
 
 
-# Le dossier ------------------------------------------------------------------------------
 def put(folder, *names):
     """Crée ces fichiers, vides ; rend leurs chemins, triés."""
     paths = sorted(folder / name for name in names)
@@ -173,8 +154,7 @@ def put(folder, *names):
 
 
 def test_own_images_first(tmp_path, monkeypatch):
-    """Le jeu de départ, tant qu'il n'y a rien d'autre ; puis les images de l'étudiant, seules, triées,
-    sous-dossiers compris (un exemple/ à lui aussi). Ni les fichiers du système, ni ceux des scripts."""
+    """Le jeu de départ, puis les images de l'étudiant, seules, triées ; ni système, ni scripts."""
     images = tmp_path / "images"
     monkeypatch.setattr(model_VAE_64, "EXEMPLE", images / "exemple")
     exemple = put(images, "exemple/b.png", "exemple/a.png")
@@ -190,8 +170,7 @@ def test_own_images_first(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="les liens demandent des droits sous Windows")
 def test_linked_folders(tmp_path, capsys, monkeypatch):
-    """Un sous-dossier lié est lu, un lien vers le dossier parent ne tourne pas en rond ; un dossier
-    qui ne s'ouvre pas est nommé."""
+    """Un dossier lié est lu, sans tourner en rond ; celui qui ne s'ouvre pas est nommé."""
     put(tmp_path, "ailleurs/b.png", "photos/a.png", "photos/fermé/c.png")
     (tmp_path / "photos" / "lié").symlink_to(tmp_path / "ailleurs", target_is_directory=True)
     (tmp_path / "photos" / "encore").symlink_to(tmp_path / "photos", target_is_directory=True)

@@ -1,7 +1,4 @@
-"""Les scripts dans une vraie console de Spyder : F5 et F5 encore, les cellules, le bouton d'arrêt.
-
-La console est celle que lance Spyder (spyder-kernels), dans les mêmes conditions ; à la place de
-Spyder, ces tests. Les fenêtres s'ouvrent sur un écran virtuel ; la caméra est un film."""
+"""Les scripts dans une vraie console de Spyder (spyder-kernels) : F5, les cellules, le bouton d'arrêt."""
 import ast
 import contextlib
 import os
@@ -12,8 +9,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from kit import copy_kit, edit_zone, wait_until, write_film
-from PIL import Image
+from kit import edit_zone, losses_in, wait_until, write_film
 
 jupyter_client = pytest.importorskip("jupyter_client", reason="pip install spyder-kernels")
 if not find_spec("spyder_kernels"):     # sans l'importer : ces tests ne sont pas dans Spyder
@@ -37,8 +33,7 @@ class Console:
         self.client.wait_for_ready(timeout=120)
 
     def execute(self, code, *steps, clean=True):
-        """Exécute du code et rend ce qui s'affiche, où rien n'est d'une erreur de Python ni de l'anglais de
-        la console. Chaque étape est (texte, geste) : dès que ce texte s'affiche, ce geste."""
+        """Exécute du code ; rend ce qui s'affiche. Une étape : (texte qui s'affiche, geste à faire)."""
         self.text, self.pictures, steps = "", 0, list(steps)
 
         def show(message):
@@ -72,37 +67,26 @@ def console(tmp_path):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Un petit kit, vite entraîné, avec un film bleu à gauche, rouge à droite pour caméra."""
-    folder = copy_kit(tmp_path / "mon kit été")
+def folder(folder):
+    """Un petit kit, vite entraîné, avec un film pour caméra."""
     for path in sorted((folder / "images" / "exemple").glob("*.png"))[64:]:
         path.unlink()
-    picture = np.full((96, 128, 3), 30, np.uint8)
-    picture[:, :64, 0] = picture[:, 64:, 2] = 220                # BGR
-    write_film(folder / "film.avi", [picture] * 300)
+    write_film(folder / "film.avi", np.full((300, 96, 128, 3), 99, np.uint8))
     edit_zone(folder / "record_images.py", images_size=32, camera="film.avi")
     edit_zone(folder / "train_VAE.py", images_size=32, epochs=2)
     edit_zone(folder / "decode_VAE.py", images_size=32)
     return folder
 
 
-def losses_in(text):
-    """[(epoch, loss)] des lignes d'epoch, en texte."""
-    return re.findall(r"(?m)^Epoch (\d+)/.*?\bloss ([\d.]+)", text)
-
-
-# Sans fenêtre ----------------------------------------------------------------------------
 def train(console, folder, wdir, *_):
     """train_VAE.py : les losses, et l'image du bilan dans la console aussi ; rend les losses."""
     found = losses_in(console.f5(folder / "train_VAE.py", wdir=wdir))
-    assert len(found) == 2 and console.pictures == 1 and "Bilan : " in console.text
+    assert len(found["loss"]) == 2 and console.pictures == 1 and "Bilan : " in console.text
     return found
 
 
 def test_train(console, folder):
-    """Six F5 dans la même console, avec et sans dossier de travail : chaque fois les mêmes nombres ; ni
-    fil ni dossier de travail ne changent. Une faute dans la zone : un message en français qui dit quoi,
-    et rien d'autre, ni Traceback, ni « use %tb »."""
+    """Six F5, avec et sans dossier de travail : mêmes nombres ; une faute dans la zone : un message."""
     state = "(__import__('threading').active_count(), __import__('os').getcwd())"
     found, before = train(console, folder, True), console.evaluate(state)
     for k in range(5):
@@ -117,8 +101,7 @@ def test_train(console, folder):
 
 
 def test_explorer_and_cells(console, folder):
-    """Après F5, l'explorateur de variables a de quoi montrer l'essentiel (des tableaux de NumPy, des
-    listes) ; les cellules, l'une après l'autre, donnent les mêmes nombres."""
+    """L'explorateur de variables montre l'essentiel ; les cellules donnent les mêmes nombres que F5."""
     script = folder / "train_VAE.py"
     by_f5 = losses_in(console.f5(script))
     arrays = console.evaluate("[(a.dtype.name, *a.shape) for a in (images, train_images, latents, kl)]")
@@ -141,8 +124,7 @@ def test_explorer_and_cells(console, folder):
 
 
 def test_model_edited(console, folder):
-    """Modifier model_VAE_64.py entre deux F5 compte : le modèle d'avant est refusé, puis remplacé ; une
-    faute s'y voit ; F5 sur ce fichier dit quel script lancer."""
+    """Modifier model_VAE_64.py entre deux F5 compte, une faute s'y voit ; F5 y dit quoi lancer."""
     module, script = folder / "model_VAE_64.py", folder / "train_VAE.py"
     text = module.read_text(encoding="utf-8")
     assert "train_VAE.py" in console.f5(module)
@@ -157,8 +139,7 @@ def test_model_edited(console, folder):
 
 
 def test_stop_button(console, folder):
-    """Arrêt pendant que PyTorch se charge : sans effet, rien ne reste à moitié chargé ; puis en plein
-    entraînement : une phrase, un seul nombre. F5 sert encore."""
+    """Arrêt pendant que PyTorch se charge : sans effet ; puis en plein entraînement : une phrase."""
     def stop():
         time.sleep(0.3)
         console.manager.interrupt_kernel()
@@ -167,19 +148,17 @@ def test_stop_button(console, folder):
     text = console.f5(script, ("Chargement", stop), ("Epoch 2/5000", stop))
     assert "Bilan : " in text and console.pictures == 1
     epoch, = re.findall(r"Arrêt demandé.* (\d+)\.", text)
-    assert int(epoch) == console.evaluate("len(losses)") == len(losses_in(text)) < 5000
+    assert int(epoch) == console.evaluate("len(losses)") == len(losses_in(text)["loss"]) < 5000
     edit_zone(script, epochs=1)
-    assert len(losses_in(console.f5(script))) == 1
+    assert len(losses_in(console.f5(script))["loss"]) == 1
 
 
-# Les fenêtres ------------------------------------------------------------------------------
 def press(screen, title, *keys):
     screen.xdotool("windowactivate", "--sync", screen.window(title), "key", *keys)
 
 
 def close(console, screen, title, stop):
-    """Ferme la fenêtre : le bouton d'arrêt, ou Alt+F4, comme la croix. Un ordinateur très chargé perd
-    parfois un premier appui : on attend, puis on recommence."""
+    """Ferme la fenêtre, par le bouton d'arrêt ou Alt+F4 ; très chargé, un ordinateur perd un appui."""
     for _ in range(3):
         console.manager.interrupt_kernel() if stop else press(screen, title, "alt+F4")
         with contextlib.suppress(AssertionError):
@@ -187,7 +166,7 @@ def close(console, screen, title, stop):
 
 
 def record(console, folder, wdir, screen, stop):
-    """record_images.py : une image de plus, la bonne : le miroir, rouge à gauche."""
+    """record_images.py : une image de plus."""
     before = set((folder / "images").glob("*.png"))
 
     def save():
@@ -200,9 +179,7 @@ def record(console, folder, wdir, screen, stop):
         close(console, screen, "record_images", stop)
     text = console.f5(folder / "record_images.py", ("Cliquez sur la fenêtre", save_and_close), wdir=wdir)
     new = min(set((folder / "images").glob("*.png")) - before)
-    pixels = np.asarray(Image.open(new)).astype(int)
     assert "enregistrée" in text and new.name == f"image_{len(before) + 1:05d}.png"
-    assert pixels.shape == (32, 32, 3) and (abs(pixels[4:28, 4:12] - [220, 30, 30]) < 60).all()
 
 
 def decode(console, folder, wdir, screen, stop):
@@ -214,10 +191,8 @@ def decode(console, folder, wdir, screen, stop):
     assert "La fenêtre est fermée." in text
 
 
-@pytest.mark.window
 def test_windows(console, screen, folder):
-    """Les trois scripts dans une même console, dans tous les ordres, fermés de deux façons ; la mémoire
-    ne grandit pas."""
+    """Les scripts dans une même console, dans tous les ordres : la mémoire ne grandit pas."""
     console.execute(f"import os; os.environ.update({screen.env})")
     memory = []
     for k, run in enumerate([train, decode, record, record, train, decode, decode] + [record, decode] * 3):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from kit import ROOT, SCRIPTS
+from kit import ROOT, SCRIPTS, Raw, edit_zone, run
 from packaging.requirements import Requirement      # vient avec pytest
 
 TEXT = {name: (ROOT / name).read_text(encoding="utf-8") for name in SCRIPTS}
@@ -28,8 +28,7 @@ def modules(tree):
 @pytest.mark.parametrize("tool", [["pyflakes"], ["pycodestyle", "--max-line-length=100",
                                                  "--ignore=E402,W503,W504,E226,E121,E123,E126"]])
 def test_spyder_code_analysis(tool):
-    """pyflakes et pycodestyle, dont Spyder montre les avis, n'ont rien à dire (E402 : la zone ***
-    vient avant les imports)."""
+    """Spyder ne montre aucun avis de pyflakes, ni de pycodestyle (E402 : la zone *** d'abord)."""
     pytest.importorskip(tool[0], reason=f"il manque {tool[0]} (pip install {tool[0]})")
     result = subprocess.run([sys.executable, "-m", *tool, *SCRIPTS], cwd=ROOT, text=True, capture_output=True)
     assert result.stdout + result.stderr == ""
@@ -62,6 +61,34 @@ def test_zone(name):
     assert len({line.index("# ") for line in lines}) == 1         # les commentaires, bien alignés
 
 
+# Des valeurs impossibles, pour chaque paramètre de chaque script
+NUMBERS = [None, True, -1, "64", (0, 5), Raw("float('nan')"), 10**12]
+NAMES = [None, 3, b"a", "", "  ", "a\0b", "images\test"]
+CAMERA = [None, True, 4.5, -1, 100, "", " ", [], Raw("float('nan')")]
+BAD = {
+    "train_VAE.py": {
+        "images_size": [*NUMBERS, 0, 8, 63, 64.0], "latent_size": [*NUMBERS, 0, 33], "beta": NUMBERS,
+        "epochs": [*NUMBERS, 0, 4.5], "batch_size": [*NUMBERS, 0, 4.5], "seed": [*NUMBERS, 4.5],
+        "learning_rate": [*NUMBERS, 0, 101], "test_proportion": [*NUMBERS, 0, 1, 0.95],
+        "images_folder": [*NAMES, "absent", "train_VAE.py"],
+        "model_file": [*NAMES, "absent/a.pt", "modele", "..", "m" * 248 + ".pt", "/proc/protégé.pt"]},
+    "decode_VAE.py": {"model_file": NAMES, "images_folder": NAMES, "camera": CAMERA},
+    "record_images.py": {"images_folder": NAMES, "camera": CAMERA, "images_size": [*NUMBERS, 0, 7, 1025]}}
+
+
+@pytest.mark.parametrize("script, name", [(script, name) for script in BAD for name in BAD[script]])
+def test_bad_values(folder, script, name):
+    """Chaque valeur impossible, chaque ligne effacée : une phrase la nomme, avant PyTorch."""
+    (folder / "torch.py").write_text("raise SystemError", encoding="utf-8")
+    for value in [*BAD[script][name], Raw(f"0; del {name}")]:
+        edit_zone(folder / script, **{name: value})
+        done = run(folder / script)
+        assert done.returncode == 1 == done.stdout.count("\n"), (value, done.stdout)
+        assert re.match(rf"(Paramètre )?{name} = .*[iI]l ", done.stdout), (value, done.stdout)
+        assert value != "images\test" or "/" in done.stdout
+        assert value != (0, 5) or "virgule" in done.stdout or script == "record_images.py"
+
+
 def test_zones_agree():
     """Un même paramètre a la même valeur dans tous les scripts."""
     found = [re.findall(r"(?m)^(\w+) = (.*?) +#", ZONE.search(TEXT[name])[1]) for name in SCRIPTS[1:]]
@@ -77,7 +104,8 @@ def test_environment():
     assert kit | {"pytest", "spyder-kernels"} == tests
     assert kit == {"torch", "torchvision", "opencv-python", "numpy", "pillow"}
     text = re.sub(" *#.*", "", (ROOT / "environment.yml").read_text("utf-8"))
-    assert re.findall(r"(?m)^  - ([\w-]+)", text) == ["conda-forge", "python", "spyder", "ipython", "pip", "pip"]
+    names = re.findall(r"(?m)^  - ([\w-]+)", text)
+    assert names == ["conda-forge", "python", "spyder", "ipython", "pip", "pip"]
     pip = [Requirement(line) for line in re.findall(r"(?m)^      - (.*)", text)]
     for system, machine, pinned in [("darwin", "x86_64", 1), ("darwin", "arm64", 0), ("win32", "AMD64", 0)]:
         place = {"sys_platform": system, "platform_machine": machine}
@@ -88,8 +116,7 @@ def test_environment():
 
 @pytest.mark.parametrize("name", SCRIPTS + ["README.md", "environment.yml"])
 def test_french(name):
-    """Les accents sont entiers, aucun mot ne les a perdus ; la console de Windows (cp1252) peut
-    montrer chaque message."""
+    """Aucun accent n'est perdu ; la console de Windows (cp1252) peut montrer chaque message."""
     data = (ROOT / name).read_bytes()
     assert not data.startswith(b"\xef\xbb\xbf") and b"\r" not in data and b"\t" not in data
     text = data.decode("utf-8")
