@@ -5,6 +5,8 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -60,6 +62,19 @@ def fail_at(monkeypatch, target, name, number, error):
             raise error
         return function(*args, **kwargs)
     monkeypatch.setattr(target, name, called)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def starter(tmp_path_factory):
+    """Un entraînement sur les images de départ, dans un autre processus, pendant les autres tests."""
+    folder = kit.copy_kit(tmp_path_factory.mktemp("x") / "mon kit été")
+    kit.edit_zone(folder / "train_VAE.py", epochs=16)
+    process = subprocess.Popen([sys.executable, folder / "train_VAE.py"], cwd="/", encoding="utf-8",
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    yield folder, process
+    process.kill()
+    process.wait()
 
 
 def test_learning(folder, monkeypatch):
@@ -254,13 +269,12 @@ def test_progress(folder, monkeypatch):
     assert len(re.findall(r"epoch 2 : \d+/48", out)) > 5
 
 
-def test_starter_set(tmp_path):
-    """Le jeu de départ : les lignes, les fichiers, un slider par caractéristique, la test loss."""
-    folder = kit.copy_kit(tmp_path / "mon kit été")
-    kit.edit_zone(folder / "train_VAE.py", epochs=16)
-    done = kit.run(folder / "train_VAE.py", cwd="/")
-    out, losses = done.stdout, kit.losses_in(done.stdout)
-    assert done.returncode == 0 and "Traceback" not in out, out
+def test_starter_set(starter):
+    """Les images de départ : les lignes, les fichiers, un slider par caractéristique, la test loss."""
+    folder, process = starter
+    out = process.communicate()[0]
+    losses = kit.losses_in(out)
+    assert process.returncode == 0 and "Traceback" not in out, out
     assert "480 pour l'entraînement, 120 pour le test" in out and "Calcul sur : " in out
     assert len(losses["loss"]) == out.count("/16 ") == 16 and "tout va bien" in out
     assert losses["loss"][-1] < 0.25 * losses["loss"][0] and losses["test"][-1] < 40
