@@ -120,7 +120,7 @@ class Webcam(threading.Thread):
     image = None            # la dernière, jusqu'à ce que la fenêtre la prenne
     silence = -math.inf     # battements sans image ; -inf : la caméra n'est pas encore ouverte
     leaving = False         # la fenêtre n'en veut plus
-    end = "Il manque OpenCV (README.md, « Installer »)."      # ce qu'il faut dire à la fin du fil
+    end = "Il manque OpenCV (README.md, « Installer »)."      # ce qu'il faut dire à la fin
 
     def run(self):
         os.environ.update(OPENCV_VIDEOIO_MSMF_ENABLE_HW_TRANSFORMS="0",    # Windows : vite ouverte

@@ -333,9 +333,10 @@ def turn_axes(vae, axes):
     vae.decoder[0].weight.copy_(vae.decoder[0].weight @ axes)
 
 
-turn_axes(vae, independent_axes(encode(vae, train_images)[0]))
-kl = kl_divergence(*encode(vae, train_images)).mean(dim=0)
-turn_axes(vae, torch.eye(latent_size)[:, kl.argsort(descending=True)])    # le plus utile d'abord
+mu, logvar = encode(vae, train_images)
+axes = independent_axes(mu)
+kl = kl_divergence(mu @ axes, logvar @ axes.square()).mean(dim=0)
+turn_axes(vae, axes[:, kl.argsort(descending=True)])            # le plus utile d'abord
 
 # %% 6. Le bilan
 if min(test_count, len(train_images)) < 5:
