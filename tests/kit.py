@@ -68,14 +68,14 @@ def losses_in(text):
     return {"loss": [float(line[1]) for line in lines], "test": [float(line[2]) for line in lines]}
 
 
-def execute(script, console=...):
-    """Lance un script dans ce processus, sur cette console ou sur une qui n'a que les lettres de Windows ;
-    rend ce qu'il y affiche (out), son code de sortie (code), ses variables (names), ses losses."""
-    shown, code = io.TextIOWrapper(io.BytesIO(), "cp1252"), 0
+def execute(script, console=None):
+    """Lance un script dans ce processus ; rend ce qu'il affiche (out), son code de sortie (code), ses variables
+    (names), ses losses."""
+    shown, code = console or io.StringIO(), 0
     names = {"__name__": "__main__", "__file__": str(script)}
     path, model, handler = sys.path[:], sys.modules["model_VAE_64"], signal.getsignal(signal.SIGINT)
     try:
-        with contextlib.redirect_stdout(shown if console is ... else console):
+        with contextlib.redirect_stdout(shown):
             exec(compile(script.read_text("utf-8"), script, "exec"), names)
     except SystemExit as end:
         code = end.code
@@ -84,8 +84,7 @@ def execute(script, console=...):
     finally:
         sys.path[:], sys.modules["model_VAE_64"] = path, model
     assert signal.getsignal(signal.SIGINT) is handler
-    shown.flush()
-    out = shown.buffer.getvalue().decode("cp1252")
+    out = shown.getvalue()
     return SimpleNamespace(out=out, code=code, names=names, **losses_in(out))
 
 
