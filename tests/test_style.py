@@ -100,9 +100,10 @@ def test_zones_agree():
 def test_environment():
     """environment.yml nomme ce que nomment les deux commandes du README ; Spyder par conda, NumPy et
     PyTorch par pip, les deux : un seul OpenMP. Sur un Mac Intel, et là seulement, le NumPy de son PyTorch."""
-    commands = re.findall(r"(?m)^python -m pip install ([\w -]+)", (ROOT / "README.md").read_text("utf-8"))
+    commands = re.findall(r"(?m)^python3 .* -m pip install ([\w -]+)", (ROOT / "README.md").read_text("utf-8"))
     kit, tests = [set(command.split()) for command in commands]
-    assert kit | {"pytest", "spyder-kernels"} == tests
+    in_spyder = {"spyder-kernels", "pyflakes", "pycodestyle"}       # ils viennent avec Spyder
+    assert kit | in_spyder | {"pytest"} == tests
     assert kit == {"torch", "torchvision", "opencv-python", "numpy", "pillow"}
     text = re.sub(" *#.*", "", (ROOT / "environment.yml").read_text("utf-8"))
     names = re.findall(r"(?m)^  - ([\w-]+)", text)
@@ -111,7 +112,7 @@ def test_environment():
     for system, machine, pinned in [("darwin", "x86_64", 1), ("darwin", "arm64", 0), ("win32", "AMD64", 0)]:
         place = {"sys_platform": system, "platform_machine": machine}
         wanted = [word for word in pip if not word.marker or word.marker.evaluate(place)]
-        assert {word.name for word in wanted} == tests - {"spyder-kernels"}      # il vient avec Spyder
+        assert {word.name for word in wanted} == tests - in_spyder
         assert sum(not word.specifier.contains("2.0.0") for word in wanted) == pinned
 
 
