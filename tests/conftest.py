@@ -9,6 +9,11 @@ import sys
 import kit
 import pytest
 
+try:
+    import cv2
+except ImportError:                 # sans libgl1, OpenCV est là, mais ne s'importe pas
+    sys.modules["cv2"] = None       # alors il manque : chaque test qui le veut le dit
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # les autres cœurs restent libres
 sys.path.insert(0, str(kit.ROOT))
 

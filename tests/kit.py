@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from PIL import ImageGrab
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_OPENCV = "il manque OpenCV, ou ce qu'il lui faut (apt-get install libgl1)"
 SCRIPTS = ["model_VAE_64.py", "record_images.py", "train_VAE.py", "decode_VAE.py"]
 
 
@@ -53,7 +55,7 @@ def run(script, cwd=None, timeout=600, env=None):
 
 def write_film(path, pictures, fps=10):
     """Écrit un film AVI fait de ces images (BGR), sans perte."""
-    import cv2
+    cv2 = pytest.importorskip("cv2", reason=NO_OPENCV)
     size = pictures[0].shape[1::-1]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), fps, size)
     for picture in pictures:

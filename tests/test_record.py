@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 
-import cv2
 import numpy as np
 import pytest
-from kit import ROOT, edit_zone, run, wait_until, write_film
+from kit import NO_OPENCV, ROOT, edit_zone, run, wait_until, write_film
 from PIL import Image
+
+cv2 = pytest.importorskip("cv2", reason=NO_OPENCV)
 
 RED, GREY = (220, 0, 0), (60, 60, 60)
 GRAIN = np.random.default_rng(0).integers(0, 100, (128, 128, 3), np.uint8)
