@@ -6,23 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from kit import edit_zone, execute, wait_until, write_film
+from kit import Screen, edit_zone, execute, wait_until, write_film
 from model_VAE_64 import VAE, find_images, read_image, save_model
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image, to_tensor
 
-# Lance un script, arrêté (en vain) pendant que sa fenêtre se construit ; écrit sans cesse dans un
-# fichier ce qu'elle contient : combien de grandes images ont été dessinées, et ses widgets.
+# Lance un script et écrit sans cesse dans un fichier ce que contient sa fenêtre : combien de grandes
+# images ont été dessinées, si elle reste devant les autres, et ses widgets.
 SPY = """
-import json, os, runpy, signal, sys, time, tkinter
+import json, os, runpy, sys, time, tkinter
 from PIL import ImageTk
 script, out, drawn = sys.argv[1], sys.argv[2], 0
-photo, title, mainloop = ImageTk.PhotoImage, tkinter.Wm.title, tkinter.Misc.mainloop
+photo, mainloop = ImageTk.PhotoImage, tkinter.Misc.mainloop
 exec(os.environ["PREPARE"])
 
 def count(image, **options):
@@ -32,8 +33,8 @@ def count(image, **options):
 
 def widgets(parent):
     for widget in parent.winfo_children():
-        it = {"kind": widget.winfo_class(), "x": widget.winfo_rootx(), "y": widget.winfo_rooty(),
-              "w": widget.winfo_width(), "h": widget.winfo_height(), "asked": widget.winfo_reqwidth()}
+        it = {"kind": widget.winfo_class(), "x": widget.winfo_rootx(), "y": widget.winfo_rooty(), "w": widget.winfo_width(),
+              "h": widget.winfo_height(), "asked": [widget.winfo_reqwidth(), widget.winfo_reqheight()]}
         it |= {key: str(widget.cget(key)) for key in ("text", "foreground", "image") if key in widget.keys()}
         if it.get("image"):
             it["size"] = [int(widget.tk.call("image", what, widget["image"])) for what in ("width", "height")]
@@ -43,32 +44,32 @@ def widgets(parent):
 def spy(window):
     window.after(25, spy, window)
     with open(out + ".part", "w") as file:
-        json.dump([drawn, *widgets(window)], file)
+        json.dump([drawn, window.attributes("-topmost"), *widgets(window)], file)
     os.replace(out + ".part", out)
 
 ImageTk.PhotoImage = count
-tkinter.Wm.title = lambda *words: (signal.raise_signal(signal.SIGINT), title(*words))
 tkinter.Misc.mainloop = lambda window, n=0: (spy(window), mainloop(window, n))
 runpy.run_path(script, run_name="__main__")
 """
 
-# Une caméra qui s'ouvre quand le test le veut, dont des images sont étranges, puis qui se tait
+# Une caméra qui s'ouvre quand le test le veut, donne une seconde d'images, puis ne répond plus
 CAMERA = """
 import cv2, numpy as np
 from unittest.mock import Mock
 
 def frames():
     for number in range(40):
-        image = np.full((48, 64, 3), number, np.uint8)
-        yield from [(True, image), (True, image[:, :, 0]), (True, image[:0]), (True, None), cv2.error("odd")]
         time.sleep(1 / 30)
+        yield True, np.full((48, 64, 3), number, np.uint8)
+    while not os.path.exists(script + ".fin"):
+        time.sleep(0.05)
     while True:
         yield False, None
 
 def open_camera(source):
     while not os.path.exists(script + ".ouverte"):
         time.sleep(0.05)
-    return Mock(read=Mock(side_effect=frames()))
+    return Mock(read=Mock(side_effect=frames()), release=lambda: open(script + ".fermée", "w").close())
 cv2.VideoCapture = open_camera
 """
 GAP = torch.ones(3, 64, 4)     # entre l'original et l'image dessinée
@@ -80,7 +81,9 @@ def strong_vae(latent_size=4, images_size=64):
     vae = VAE(latent_size, images_size).eval().requires_grad_(False)
     for weights in vae.decoder.parameters():
         weights *= 4
-    vae.encoder[-1].weight *= 1000
+    vae.encoder[-1].weight *= 50
+    for weights in vae.linear.parameters():
+        weights *= 0
     vae.contrast.fill_(0.14)
     if latent_size > 1:
         vae.decoder[0].weight[:, 1] = 0
@@ -117,7 +120,7 @@ class Fenetre:
         assert "fermez-la avant de relancer" in text and "La fenêtre est fermée." in text
 
     def seen(self, kind):
-        return [widget for widget in json.loads(self.out.read_text())[1:] if widget["kind"] == kind]
+        return [widget for widget in json.loads(self.out.read_text())[2:] if widget["kind"] == kind]
 
     def drawn(self):
         return json.loads(self.out.read_text())[0]
@@ -149,10 +152,11 @@ class Fenetre:
         return self.vae.decode(torch.tensor(codes, dtype=torch.float32))
 
     def shows(self, images, label=None, limit=2):
-        """Ces images (3×S×S), côte à côte, sont à l'écran, au milieu du label (la grande image)."""
+        """Ces images (3×S×S), côte à côte, sont à l'écran, au milieu du label (ou en haut d'une bande)."""
         label = label or self.view()
         width, height = label["size"]
-        left, top = label["x"] + (label["w"] - width) // 2, label["y"] + (label["h"] - height) // 2
+        left = label["x"] + (label["w"] - width) // 2
+        top = label["y"] + ((label["h"] - height) // 2 if height > 100 else 0)
         seen = self.screen.picture((left, top, left + width, top + height))
         wanted = to_pil_image(torch.cat(list(images), dim=2)).resize((width, height))
         return np.abs(np.asarray(seen, float) - wanted).mean() < limit
@@ -162,6 +166,22 @@ class Fenetre:
 
     def hold(self, key):
         self.screen.xdotool("keydown", key, "sleep", 1.2, "keyup", key)
+
+    def resize(self, width, height):
+        self.screen.xdotool("windowsize", self.screen.window("decode_VAE"), width, height)
+        self.calm()
+
+    def strips(self):
+        return [label for label in self.seen("TLabel") if label["size"][1] < 100]
+
+    def fits(self, width, height):
+        """Tout est entier, entre ces bornes ; la ligne de messages aussi."""
+        for kind in "TScale", "TLabelframe", "TButton", "Label":
+            for widget in self.seen(kind):
+                assert 0 <= widget["x"] and widget["x"] + widget["w"] <= width, widget
+                assert 0 <= widget["y"] and widget["y"] + widget["h"] <= height, widget
+                assert kind not in ("TButton", "Label") or widget["asked"] <= [widget["w"], widget["h"]], widget
+        return len(self.seen("TButton")) == 5
 
     def click(self, widget, x=None, times=1):
         x = widget["x"] + (widget["w"] // 2 if x is None else x)
@@ -180,10 +200,10 @@ def test_sliders_by_mouse_and_keys(fenetre):
     assert fenetre.view()["size"] >= [384, 384] and fenetre.numbers() == [0, 0, 0, 0]
     assert fenetre.shows(fenetre.decode([0, 0, 0, 0]))
     assert not fenetre.shows(fenetre.decode([3, 0, 0, 0]), limit=6)
-    strips = [label for label in fenetre.seen("TLabel") if label["size"][1] < 100]
-    assert [strip["text"] for strip in strips] == ["", "inactif", "", ""]
+    assert [strip["text"] for strip in fenetre.strips()] == ["", "inactif", "", ""]
     images = fenetre.decode(*[[number, 0, 0, 0] for number in range(-3, 4)])
-    assert fenetre.shows(images, strips[0], 8) and not fenetre.shows(images.flip(0), strips[0], 20)
+    assert fenetre.shows(images, fenetre.strips()[0], 8)
+    assert not fenetre.shows(images.flip(0), fenetre.strips()[0], 20)
     scale, before = fenetre.seen("TScale")[2], fenetre.drawn()
     x, y = scale["x"] + scale["w"] // 2, scale["y"] + scale["h"] // 2
     moves = [word for move in range(300) for word in ("mousemove", x + move % 100, y)]
@@ -193,60 +213,88 @@ def test_sliders_by_mouse_and_keys(fenetre):
     assert z[2] == pytest.approx(120 / (scale["w"] - 30) * 6, abs=0.1) and z[:2] + z[3:] == [0, 0, 0]
     assert fenetre.shows(fenetre.decode(z))
     assert 1 <= fenetre.drawn() - before < 290, "les événements d'une rafale ne sont pas réunis"
+    fenetre.key("End")
+    wait_until(lambda: fenetre.numbers()[2] == 3)
+    fenetre.calm()
+    moved = fenetre.decode(*[[number, 0, 3, 0] for number in range(-3, 4)])
+    assert fenetre.shows(moved, fenetre.strips()[0], 8)
+    assert not fenetre.shows(images, fenetre.strips()[0], 12), "la bande ignore les autres sliders"
     scale = fenetre.seen("TScale")[0]
     fenetre.click(scale, x=scale["w"] - 60)                # un clic à côté du curseur
     wait_until(lambda: fenetre.numbers()[0] > 1.8)
     value = fenetre.numbers()[0]
     fenetre.key("Left", "Left", "Down", "Right")
     wait_until(lambda: fenetre.numbers()[0] == pytest.approx(value - 0.2))
+    fenetre.key("Up")
+    wait_until(lambda: fenetre.numbers()[0] == pytest.approx(value - 0.1))
+    titles = [f"z{k} = {number:+.2f}" for k, number in enumerate(fenetre.numbers(), 1)]
+    assert [frame["text"] for frame in fenetre.seen("TLabelframe")] == titles
     fenetre.key("Tab", "End", "Right")
     wait_until(lambda: fenetre.numbers()[1] == 3)
     fenetre.click(scale, x=150, times=2)                   # un double clic
     wait_until(lambda: fenetre.numbers()[0] == 0)
+    assert not json.loads(fenetre.out.read_text())[1], "la fenêtre reste devant les autres"
 
 
 def test_it_glides(fenetre):
-    """Au hasard, tout à zéro : un chemin que l'œil suit ; un autre geste le prend en main."""
-    for key in "h", "z":
+    """Au hasard (même en majuscules), tout à zéro : un chemin que l'œil suit ; un geste le prend en main."""
+    for keys, moved in [(["h"], True), (["z"], False), (["Caps_Lock", "h", "Caps_Lock"], True)]:
         before = fenetre.drawn()
-        fenetre.key(key)
-        wait_until(lambda: any(fenetre.numbers()) == (key == "h"))
+        fenetre.key(*keys)
+        wait_until(lambda: any(fenetre.numbers()) == moved)
         fenetre.calm()
-        assert fenetre.drawn() - before >= 5, "sur une machine libre, plus de vingt"
+        assert fenetre.drawn() - before >= 5, "sur une machine libre, vingt"
         assert fenetre.shows(fenetre.decode(fenetre.numbers()))
+        assert max(map(abs, fenetre.numbers())) < 4.5, "ce hasard n'est pas celui de z"
     fenetre.click(fenetre.seen("TButton")[1])
-    wait_until(lambda: any(fenetre.numbers()))
     fenetre.click(fenetre.seen("TScale")[3], x=60)
     fenetre.calm()
     assert fenetre.numbers()[3] < -1.5, "une main sur un slider l'emporte"
 
 
 def test_real_images_and_challenge(fenetre):
-    """L'original à gauche, à droite ce que le modèle en dessine ; puis le défi et ses deux erreurs."""
-    path = find_images(fenetre.folder / "images")[0]
-    original = to_tensor(read_image(path, 64))
-    mu = fenetre.vae.encode(original[None])[0][0].tolist()
-    assert max(map(abs, mu)) > 3, "le test veut un nombre hors du slider"
-    fenetre.click(fenetre.seen("TButton")[2])
-    wait_until(lambda: fenetre.numbers() == pytest.approx(mu, abs=1e-3))
-    fenetre.calm()
-    drawn, blank = fenetre.decode(mu, [0, 0, 0, 0])
-    best, mine = [(image - original).square().sum().item() for image in (drawn, blank)]
-    assert fenetre.shows([original, GAP, drawn]) and fenetre.view()["size"][1] >= 384
-    assert fenetre.errors() == pytest.approx([best, best], rel=1e-3)
-    fenetre.key("z")
+    """L'original à gauche, à droite ce que le modèle en dessine ; le défi, ses erreurs, ce qu'on enregistre."""
+    def press_for_image(number, presses):
+        """« Image réelle », pressé tant de fois de suite, mène à cette image ; rend l'original."""
+        original = to_tensor(read_image(find_images(fenetre.folder / "images")[number], 64))
+        mu = fenetre.vae.encode(original[None])[0][0].tolist()
+        assert max(map(abs, mu)) > 3, "le test veut un nombre hors du slider"
+        fenetre.key(*["i"] * presses)
+        wait_until(lambda: fenetre.numbers() == pytest.approx(mu, abs=1e-3))
+        fenetre.calm()
+        check([original, *fenetre.decode(mu, mu)], "Défi : « Tout à zéro », puis")
+        return original, *fenetre.decode(mu)
+
+    def check(images, advice):
+        original, drawn, best = images
+        assert fenetre.shows([original, GAP, drawn]) and fenetre.view()["size"][1] >= 384
+        errors = [(image - original).square().sum().item() for image in (drawn, best)]
+        assert fenetre.errors() == pytest.approx(errors, rel=1e-3)
+        fenetre.says(advice)
+
+    original, best = press_for_image(0, 1)
+    fenetre.click(fenetre.seen("TButton")[0])
     wait_until(lambda: not any(fenetre.numbers()))
     fenetre.calm()
-    assert fenetre.shows([original, GAP, blank])
-    assert fenetre.errors() == pytest.approx([mine, best], rel=1e-3)
+    check([original, *fenetre.decode([0, 0, 0, 0]), best], "Bravo")
+    fenetre.key("End")
+    wait_until(lambda: fenetre.numbers()[0] == 3)
+    fenetre.calm()
+    drawn, = fenetre.decode([3, 0, 0, 0])
+    check([original, drawn, best], "Défi : retrouvez l'original")
+    fenetre.key("e")
+    fenetre.says("Image enregistrée")
+    path, = fenetre.folder.glob("decode_VAE_*_+3.00_+0.00_+0.00_+0.00.png")
+    assert np.abs(np.asarray(Image.open(path), float) - to_pil_image(drawn).resize((512, 512))).mean() < 2
+    press_for_image(5, 5)                                  # cinq appuis rapides
     fenetre.key("h")
-    fenetre.says("Défi")                # la fenêtre dit que l'on peut y jouer
+    fenetre.says("Tirez un slider")
     fenetre.calm()
     assert fenetre.shows(fenetre.decode(fenetre.numbers())) and not fenetre.errors()
 
 
 def test_own_images_none_and_no_opencv(folder, screen):
-    """Les images de l'étudiant d'abord, en boucle, sans les illisibles ; aucune : un message."""
+    """Les images de l'étudiant d'abord, en boucle, sans les illisibles ; aucune, ou pas d'OpenCV : un message."""
     images = folder / "images"
     (images / "sous").mkdir()
     Image.new("RGB", (90, 50), "red").save(images / "b_rouge.png")
@@ -264,29 +312,27 @@ def test_own_images_none_and_no_opencv(folder, screen):
         fenetre.key("i")
         assert fenetre.says("Aucune image lisible") != "black"
         fenetre.key("w")
-        fenetre.says("Il manque OpenCV")
+        assert fenetre.says("Il manque OpenCV") != "black"
 
 
 def test_saving(fenetre):
-    """Un nom nouveau ; une touche maintenue n'écrit qu'un fichier ; disque plein : un message."""
-    kept = fenetre.folder / "decode_VAE_001_+0.00_+0.00_+0.00_+0.00.png"
-    kept.write_bytes(b"hier")
-    fenetre.key("h")
-    fenetre.calm()
+    """Chaque fois un nom nouveau ; une touche maintenue n'écrit qu'un fichier ; disque plein : un message."""
+    def saved():
+        return sorted(fenetre.folder.glob("decode_VAE_*.png"))
     fenetre.hold("e")
-    path = fenetre.folder / "_".join(["decode_VAE_002", *(f"{z:+.2f}" for z in fenetre.numbers())])
-    assert fenetre.says(path.name + ".png") == "black" and kept.read_bytes() == b"hier"
-    wanted = to_pil_image(fenetre.decode(fenetre.numbers())[0]).resize((512, 512))
-    assert np.abs(np.asarray(Image.open(f"{path}.png"), float) - wanted).mean() < 2
+    assert fenetre.says("Image enregistrée") == "black" and len(saved()) == 1
+    fenetre.key("e")
+    wait_until(lambda: len(saved()) == 2)
     resource, buttons = pytest.importorskip("resource"), fenetre.seen("TButton")      # pas sous Windows
-    limit = resource.RLIMIT_FSIZE
-    resource.prlimit(fenetre.process.pid, limit, (30000, -1))
+    resource.prlimit(fenetre.process.pid, resource.RLIMIT_FSIZE, (30000, -1))
+    time.sleep(1)
     fenetre.key("e")
     assert fenetre.says("Impossible d'écrire") != "black" and fenetre.seen("TButton") == buttons
-    assert len(list(fenetre.folder.glob("decode_VAE_*.png"))) == 2
-    resource.prlimit(fenetre.process.pid, limit, (-1, -1))
+    assert len(saved()) == 2
+    resource.prlimit(fenetre.process.pid, resource.RLIMIT_FSIZE, (-1, -1))
     fenetre.key("e")
-    fenetre.says("decode_VAE_003")
+    wait_until(lambda: len(saved()) == 3)
+    fenetre.says(saved()[2].name)
 
 
 def test_webcam(folder, screen):
@@ -295,8 +341,13 @@ def test_webcam(folder, screen):
     pictures[:, :, :80, 2] = 255                           # rouge à gauche, à droite bleu, puis vert
     pictures[:60, :, 80:, 0] = pictures[60:, :, 80:, 1] = 255
     with Fenetre(folder, screen, camera="film.avi") as fenetre:
+        fenetre.key("i", "z")
+        fenetre.says("Erreur")
+        fenetre.calm()
         fenetre.key("w")
         assert fenetre.says("camera = 'film.avi'") != "black"
+        original = to_tensor(read_image(find_images(folder / "images")[0], 64))
+        assert fenetre.shows([original, GAP, *fenetre.decode([0, 0, 0, 0])]), "le défi est perdu"
         write_film(folder / "film.avi", pictures, fps=10)
 
         def opened():
@@ -313,19 +364,28 @@ def test_webcam(folder, screen):
         fenetre.says("Défi")
         fenetre.key("w")                                   # et de nouveau, jusqu'à la fin
         start = time.monotonic()
-        assert fenetre.says("Fin du film.") == "black" and time.monotonic() - start > 10
+        assert fenetre.says("Fin du film.") == "black" and 10 < time.monotonic() - start < 25
+        write_film(folder / "film.avi", pictures, fps=1000)            # une vitesse invraisemblable
         fenetre.key("w")
-        wait_until(opened)
-        fenetre.hold("w")
+        fenetre.says("Touche w")
+        start = time.monotonic()
+        fenetre.says("Fin du film.")
+        assert time.monotonic() - start > 2.5
+        write_film(folder / "film.avi", pictures, fps=10)
+        fenetre.key("w")
+        fenetre.says("Touche w")
+        fenetre.hold("w")                                  # arrêtée, elle laisse son image
         wait_until(lambda: not opened())
+        fenetre.calm()
+        assert fenetre.shows([original, GAP, *fenetre.decode(fenetre.numbers())], limit=8)
         fenetre.key("w")
         wait_until(opened)
         fenetre.key("alt+F4")                              # fermée pendant la webcam
         fenetre.assert_ends()
 
 
-def test_odd_camera(folder, screen):
-    """La caméra s'ouvre : la fenêtre répond ; une image étrange est passée ; le silence ; Ctrl-C."""
+def test_silent_camera(folder, screen):
+    """La caméra s'ouvre : la fenêtre répond ; son silence est dit, et de nouveau ; Ctrl-C ferme la fenêtre."""
     with Fenetre(folder, screen, prepare=CAMERA, camera=0) as fenetre:
         fenetre.key("w")
         fenetre.says("Ouverture")
@@ -339,31 +399,38 @@ def test_odd_camera(folder, screen):
         drawn = fenetre.drawn()
         (folder / "decode_VAE.py.ouverte").touch()
         fenetre.says("Touche w")
-        assert fenetre.says("n'envoie pas d'image") != "black" and fenetre.drawn() > drawn + 20
+        assert fenetre.says("n'envoie plus d'image") != "black" and fenetre.drawn() > drawn + 20
+        fenetre.key("w")
+        fenetre.says("Ouverture")
+        assert fenetre.says("ne s'ouvre pas") != "black"
+        (folder / "decode_VAE.py.fin").touch()
+        wait_until((folder / "decode_VAE.py.fermée").exists)
         fenetre.process.send_signal(signal.SIGINT)
         fenetre.assert_ends()
 
 
-@pytest.mark.parametrize("latent_size, images_size", [(1, 128), (16, 32), (32, 64)])
-def test_everything_fits(folder, screen, latent_size, images_size):
-    """De 1 à 32 sliders, leurs petites images, les boutons et les messages tiennent en 1366×768."""
-    with Fenetre(folder, screen, strong_vae(latent_size, images_size)) as fenetre:
+@pytest.mark.parametrize("latent_size, images_size, size", [
+    (1, 128, "1366x768"), (32, 64, "1366x768"), (16, 32, "1024x600"), (4, 64, "2732x768")])
+def test_everything_fits(folder, latent_size, images_size, size, request):
+    """De 1 à 32 sliders, les boutons et les messages tiennent à l'écran, au premier de deux, et à moitié."""
+    request.getfixturevalue("screen")                      # ou le test est passé
+    width, height = map(int, size.split("x"))
+    with closing(Screen(size)) as screen, Fenetre(folder, screen, strong_vae(latent_size, images_size)) as fenetre:
         fenetre.key("i")
         fenetre.says("Défi : « Tout")
         fenetre.calm()
-        for kind in "TScale", "TLabelframe", "TButton", "Label":
-            for widget in fenetre.seen(kind):
-                assert 0 <= widget["x"] and widget["x"] + widget["w"] <= 1366, widget
-                assert 0 <= widget["y"] and widget["y"] + widget["h"] <= 768 - 40, widget
-                assert widget["asked"] <= widget["w"], widget
-        assert fenetre.view()["size"][1] >= 384
+        assert fenetre.fits(min(width, 1366), height - 40) and fenetre.view()["size"][1] >= 0.48 * height
         fenetre.click(fenetre.seen("TScale")[-1], x=20)
         wait_until(lambda: fenetre.numbers()[-1] < -1)
+        fenetre.resize(683, height - 100)
+        assert fenetre.fits(700, height) and 300 < fenetre.view()["size"][0] <= fenetre.view()["w"] < 600
 
 
 @pytest.mark.parametrize("zone, words", [
     ({"latent_size": 8}, ["latent_size = 8", "latent_size = 4", "zone ***"]),
     ({"images_size": "64"}, ["images_size = '64'", "images_size = 64", "train_VAE.py"]),
+    ({"images_size": 64.0}, ["images_size = 64.0"]), ({"latent_size": True}, ["latent_size = True"]),
+    ({"camera": None}, ["camera = None"]),
     ({"model_file": "absent.pt"}, ["Il n'y a pas", "absent.pt"]), ({"model_file": "README"}, ["README"]),
     ({"model_file": "images"}, ["Il n'y a pas"]), ({}, ["depuis un bureau"]), (None, ["python3-tk"])])
 def test_wrong_model_or_library(folder, monkeypatch, zone, words):
@@ -375,5 +442,5 @@ def test_wrong_model_or_library(folder, monkeypatch, zone, words):
     if zone is None:
         monkeypatch.setitem(sys.modules, "tkinter", None)       # elle manque
     done = execute(folder / "decode_VAE.py")
-    assert done.code == 1 and done.out.count("\n") == 2, done.out
+    assert done.code == 1 and done.out.count("\n") <= 6, done.out
     assert all(word in done.out for word in words), done.out
