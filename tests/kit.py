@@ -103,8 +103,8 @@ def wait_until(condition, timeout=30):
 class Screen:
     """Un écran virtuel (Xvfb) avec un gestionnaire de fenêtres, une souris et un clavier (xdotool)."""
 
-    def __init__(self):
-        self.server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", "1366x768x24"], text=True,
+    def __init__(self, size="1366x768"):
+        self.server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", f"{size}x24"], text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.display = ":" + self.server.stdout.readline().strip()
         self.env = {"DISPLAY": self.display}
