@@ -216,7 +216,8 @@ DOWN = list(np.geomspace(200, 25, 20))
     ("sur-apprentissage", DOWN + [25] * 20, DOWN[:18] + [34] * 22),
     ("tout va bien", DOWN + [25] * 20, DOWN[:19] + [31] * 21),
     ("instable", DOWN + [25] * 18 + [99] * 2, DOWN + [25] * 20), ("instable", DOWN + [2500], DOWN + [2500]),
-    ("instable", [243, 300], [243, 400]), ("l'image moyenne", [243, 240, 239], [250, 245, 244])])
+    ("instable", [243, 300], [243, 400]), ("instable", DOWN + [36, 318] * 10, DOWN + [43] * 20),
+    ("l'image moyenne", [243, 240, 239], [250, 245, 244])])
 def test_verdict_of_curves(words, losses, test_losses):
     """Chaque phrase du bilan, d'après les deux courbes ; une seule à la fois."""
     names = dict(losses=losses, test_losses=test_losses, mean_error=243, test_images=[0] * 9,
