@@ -1,7 +1,7 @@
-"""Ce que le kit apprend, à quelle vitesse et avec quelle mémoire : des tables.
+"""Ce que le kit apprend, et à quelle vitesse : deux tables.
 
-    python tests/benchmark.py             toutes (Linux, deux cœurs : une demi-heure)
-    python tests/benchmark.py --help      une table, un jeu d'images, une autre version du kit...
+    python tests/benchmark.py --ancien D      le kit, et la version que contient le dossier D
+    python tests/benchmark.py --help          une table, un jeu d'images...
 
 `git worktree add D COMMIT` range en D une version d'avant. Un kit est mesuré tel qu'il est : copié,
 lancé dans un autre processus, son modèle relu par son model_VAE_64.py. L'erreur est mesurée sur un
@@ -16,18 +16,14 @@ import re
 import runpy
 import sys
 import tempfile
-import time
-from contextlib import closing
 from functools import partial
 from pathlib import Path
-from unittest.mock import patch
 
 import draw_exemple
 import kit
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import nn
 
 WORK = tempfile.TemporaryDirectory(prefix="benchmark_")      # effacé à la fin
 KITS = {"kit": kit.ROOT}                                     # et, avec --ancien, un autre
@@ -134,7 +130,7 @@ def module_of(root):
     return argparse.Namespace(**runpy.run_path(str(root / "model_VAE_64.py")))
 
 
-# Lance train_VAE.py ; écrit l'heure de chaque pas de l'optimiseur, et la mémoire occupée
+# Lance train_VAE.py ; écrit l'heure de chaque pas de l'optimiseur
 RUN = """
 import json, runpy, time
 from torch.optim import optimizer
@@ -142,30 +138,26 @@ from torch.optim import optimizer
 steps = []
 optimizer.register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
 runpy.run_path("train_VAE.py", run_name="__main__")
-print(json.dumps([steps, open("/proc/self/status").read()]))
+print(json.dumps(steps))
 """
 
 
 def train(root, images_folder, **zone):
-    """Entraîne une copie du kit rangé dans `root`, sur deux cœurs, sans carte graphique. Rend vae,
-    seconds, memory (Go) et speed : images par seconde, d'après la durée médiane d'un pas."""
+    """Entraîne une copie du kit rangé dans `root`, sur deux cœurs, sans carte graphique. Rend vae et
+    speed : images par seconde, d'après la durée médiane d'un pas."""
     folder = kit.copy_kit(tempfile.mkdtemp(dir=WORK.name), exemple=False, root=root)
     if options.rapide:
         zone["epochs"] = 2
     kit.edit_zone(folder / "train_VAE.py", images_folder=str(images_folder), **zone)
     (folder / "run.py").write_text(RUN, encoding="utf-8")
-    start = time.monotonic()
     done = kit.run(folder / "run.py", cwd=folder, timeout=3600, env={
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "CUDA_VISIBLE_DEVICES": ""})
-    seconds = time.monotonic() - start
     if done.returncode:
         sys.exit(done.stdout)
-    steps, status = json.loads(done.stdout.splitlines()[-1])
+    steps = json.loads(done.stdout.splitlines()[-1])
     shown = int(re.search(r"(\d+) pour l'entraînement", done.stdout)[1]) * done.stdout.count("\nEpoch ")
-    return argparse.Namespace(
-        vae=module_of(folder).load_model(folder / "model_VAE_64.pt"), seconds=seconds,
-        memory=int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1e6,
-        speed=shown / len(steps) / np.median(np.diff(steps)))
+    return argparse.Namespace(vae=module_of(folder).load_model(folder / "model_VAE_64.pt"),
+                              speed=shown / len(steps) / np.median(np.diff(steps)))
 
 
 @torch.no_grad()
@@ -193,84 +185,19 @@ def quality():
     yield ["moyenne géométrique", *[""] * 2 * len(KITS), np.exp(np.log(ratios).mean())]
 
 
-def reference():
-    """La vitesse (speed) du réseau habituel de ces kits, par lots de 64."""
-    encoder = nn.Sequential(
-        nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 2, 1), nn.ReLU(),
-        nn.Conv2d(64, 64, 3, 2, 1), nn.ReLU(), nn.Flatten(),
-        nn.Linear(4096, 512), nn.ReLU(), nn.Linear(512, 8))
-    decoder = nn.Sequential(
-        nn.Linear(4, 512), nn.ReLU(), nn.Linear(512, 4096), nn.ReLU(), nn.Unflatten(1, (64, 8, 8)),
-        nn.ConvTranspose2d(64, 64, 3, 2, 1, 1), nn.ReLU(),
-        nn.ConvTranspose2d(64, 32, 3, 2, 1, 1), nn.ReLU(),
-        nn.ConvTranspose2d(32, 3, 3, 2, 1, 1), nn.Sigmoid())
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
-    steps = []
-    for x in torch.utils.data.DataLoader(torch.rand(640, 3, 64, 64), 64, shuffle=True):
-        mu, logvar = encoder(x).chunk(2, dim=1)
-        y = decoder(mu + torch.exp(logvar / 2) * torch.randn_like(mu))
-        loss = ((y - x) ** 2).sum() + (mu ** 2 + logvar.exp() - 1 - logvar).sum() / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
-        steps.append(time.perf_counter())
-    return argparse.Namespace(speed=64 / np.median(np.diff(steps)))
-
-
 def speed():
-    """Les images par seconde pendant l'apprentissage, 2 000 dessins, médiane de 3 à tour de rôle."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
-    folder, runs = folder_of(take(icons, 2000)), {"référence, par lots de 64": reference}
-    for name, root in KITS.items():
-        runs[f"{name}, batch_size par défaut"] = partial(train, root, folder, epochs=5)
-        runs[f"{name}, batch_size = 64"] = partial(train, root, folder, epochs=5, batch_size=64)
-    speeds = [[run().speed for run in runs.values()] for _ in range(1 if options.rapide else 3)]
-    medians = np.median(speeds, axis=0)
-    yield ["", "images par seconde", "fois la référence"]
-    yield from zip(runs, medians, medians / medians[0])
+    """Les images par seconde pendant l'apprentissage, 2 000 dessins, médiane de 5 à tour de rôle."""
+    folder, runs = folder_of(take(icons, 2000)), {}
+    for batch_size in 16, 64:
+        for name, root in KITS.items():
+            runs[f"{name}, batch_size = {batch_size}"] = partial(
+                train, root, folder, epochs=2, batch_size=batch_size)
+    speeds = [[run() for run in runs.values()] for _ in range(1 if options.rapide else 5)]
+    yield ["", "images par seconde"]
+    yield from zip(runs, np.median([[run.speed for run in row] for row in speeds], axis=0))
 
 
-def loading():
-    """20 000 dessins : leur lecture ; la durée et la mémoire de train_VAE.py, d'un bout à l'autre."""
-    folder, times = folder_of(take(icons, 20_000)), []
-    for root in KITS.values():
-        read_image, start = module_of(root).read_image, time.monotonic()
-        for file in folder.iterdir():
-            read_image(file, 64)
-        times.append(time.monotonic() - start)
-    runs = [train(root, folder) for root in KITS.values()]
-    yield ["", *KITS]
-    yield ["la lecture : s", *times]
-    yield ["le script entier : s", *[run.seconds for run in runs]]
-    yield ["le script entier : Go", *[run.memory for run in runs]]
-
-
-def window():
-    """decode_VAE.py : du slider à l'image, en ms (dont 10 jusqu'au battement suivant)."""
-    times = []
-
-    def measure(window, n=0):
-        for _ in range(300):
-            start, before = time.perf_counter(), window.view.photo
-            window.sliders[0].scale.set(np.random.uniform(-3, 3))
-            while window.view.photo is before:
-                window.tk.dooneevent(2)        # 2 : sans attendre
-            window.winfo_pointerxy()           # répond quand le serveur d'affichage a tout dessiné
-            times.append(1000 * (time.perf_counter() - start))
-        window.quit()
-
-    folder = kit.copy_kit(Path(WORK.name, "fenetre"), exemple=False)
-    model = module_of(folder)
-    model.save_model(model.VAE(4, 64), folder / "model_VAE_64.pt")
-    with (closing(kit.Screen()) as screen, patch.dict(os.environ, screen.env),
-          patch("tkinter.Misc.mainloop", measure)):
-        runpy.run_path(str(folder / "decode_VAE.py"))
-    yield ["", "médiane", "95 % sous"]
-    yield ["images_size = 64", *np.percentile(times, [50, 95])]
-
-
-TABLES = {"qualite": quality, "vitesse": speed, "chargement": loading, "fenetre": window}
+TABLES = {"qualite": quality, "vitesse": speed}
 
 
 def main(arguments=None):
