@@ -312,7 +312,7 @@ def test_starter_set(starter):
     losses = kit.losses_in(out)
     assert process.returncode == 0 and "Traceback" not in out, out
     assert "480 pour l'entraînement, 120 pour le test" in out and "Calcul sur : " in out
-    assert len(losses["loss"]) == out.count("/16 ") == 16 and "tout va bien" in out
+    assert len(losses["loss"]) == out.count("/16 ") == 16 and "descend encore" in out
     assert losses["loss"][-1] < 0.25 * losses["loss"][0] and losses["test"][-1] < 40
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
         *kit.SCRIPTS, "images", "latents.csv", MODEL, "train_VAE.png"}
