@@ -207,6 +207,7 @@ DOWN = list(np.geomspace(200, 25, 20))
 @pytest.mark.parametrize("words, losses, test_losses", [
     ("une seule epoch", [90], [95]), ("tout va bien", DOWN + [25] * 20, DOWN + [26] * 20),
     ("descend encore", DOWN[:2], DOWN[:2]), ("descend encore", DOWN[:5], DOWN[:5]),
+    ("descend encore", [223, 141, 105, 84, 68, 62], [202, 121, 95, 77, 58.7, 52.9]),
     ("descend encore", DOWN, DOWN), ("descend encore", DOWN[:9], [2 * loss for loss in DOWN[:9]]),
     ("sur-apprentissage", DOWN + [25] * 20, DOWN + [25 + k for k in range(20)]),
     ("sur-apprentissage", DOWN + [25] * 20, DOWN[:18] + [34] * 22),
