@@ -106,6 +106,7 @@ class Fenetre:
 
     def __enter__(self):
         wait_until(lambda: self.out.exists() or self.process.poll() is not None, 90)
+        self.screen.xdotool("windowactivate", "--sync", self.screen.window("decode_VAE"))
         self.calm()
         return self
 
@@ -360,7 +361,7 @@ def test_webcam(folder, screen):
         assert opened() and fenetre.shows([original, GAP, *fenetre.decode(first)], limit=8)
         wait_until(lambda: fenetre.numbers() != pytest.approx(first, abs=0.5))      # seconde moitié
         fenetre.click(fenetre.seen("TScale")[0], x=60)
-        wait_until(lambda: not opened())
+        wait_until(lambda: not opened(), 4)        # bien avant la fin du film
         fenetre.says("Défi")
         fenetre.key("w")                                   # et de nouveau, jusqu'à la fin
         start = time.monotonic()
@@ -375,7 +376,7 @@ def test_webcam(folder, screen):
         fenetre.key("w")
         fenetre.says("Touche w")
         fenetre.hold("w")                                  # arrêtée, elle laisse son image
-        wait_until(lambda: not opened())
+        wait_until(lambda: not opened(), 4)        # bien avant la fin du film
         fenetre.calm()
         assert fenetre.shows([original, GAP, *fenetre.decode(fenetre.numbers())], limit=8)
         fenetre.key("w")
