@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 from unittest.mock import patch
@@ -51,27 +52,25 @@ def capture_record(screen, folder):
 
 
 def capture_decode(screen, folder):
-    """La vraie fenêtre de decode_VAE.py : à zéro, un slider tiré, une image réelle, l'image animée.
-    L'horloge du script est à nous : d'une image à l'autre, un quatorzième de seconde."""
-    clock, frames = [0], []                    # frames : (image, millisecondes à la montrer)
+    """La vraie fenêtre de decode_VAE.py : à zéro, un slider tiré, une image réelle, l'image animée."""
+    frames = []                    # (image, millisecondes à la montrer)
 
-    def still(window, seconds=0):
-        """L'image de la fenêtre après ce temps, une fois les petites images dessinées."""
-        clock[0] += seconds
-        window.calm = 0
-        while window.calm < 30:
+    def still(window):
+        """L'image de la fenêtre quand elle ne bouge plus et que ses petites images sont dessinées."""
+        end = time.monotonic() + 1
+        while time.monotonic() < end or window.glide or window.old_strips:
             window.update()
         return grab(screen)
 
     def glide(window, *z):
         """Ajoute à l'image animée les sliders qui glissent jusqu'à z, puis s'arrêtent."""
         window.go(z)
+        window.glide = window.glide[1::2]          # un pas sur deux : un fichier deux fois plus léger
         while window.glide:
-            clock[0] += 1 / 14
             before = window.view.photo
             while window.view.photo is before:
                 window.update()
-            frames.append((grab(screen), 70))
+            frames.append((grab(screen), 100))
         frames.append((still(window), 700))
 
     def play(window, n=0):
@@ -82,22 +81,21 @@ def capture_decode(screen, folder):
         glide(window, -1, 1, 1.4, 1)
         glide(window, 1.2, -1, -0.8, 0.5)
         glide(window, 0, 0, 0, 0)
-        window.go([0, 0, 2, 0])
-        save(still(window, 1), "decode_slider.png")
+        window.go([0, 0, -2, 0])              # il sourit
+        save(still(window), "decode_slider.png")
         window.buttons["i"].invoke()
-        save(still(window, 1), "decode_image.png")
+        save(still(window), "decode_image.png")
         window.quit()
 
-    with (patch.dict(os.environ, screen.env), patch("time.monotonic", lambda: clock[0]),
-          patch("tkinter.Misc.mainloop", play)):
+    with patch.dict(os.environ, screen.env), patch("tkinter.Misc.mainloop", play):
         runpy.run_path(str(folder / "decode_VAE.py"))
     save_animation(*zip(*frames))
 
 
 def save_animation(frames, durations):
-    """L'image animée : 720 pixels de large, les mêmes 128 couleurs du début à la fin."""
+    """L'image animée : 640 pixels de large, les mêmes 128 couleurs du début à la fin."""
     for frame in frames:
-        frame.thumbnail((720, 720), Image.Resampling.LANCZOS)
+        frame.thumbnail((640, 640), Image.Resampling.LANCZOS)
     palette = Image.fromarray(np.vstack(frames[7::8])).quantize(
         128, Image.Quantize.MAXCOVERAGE, kmeans=2)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE)
