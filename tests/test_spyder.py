@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import sys
-import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -58,9 +57,10 @@ class Console:
         return ast.literal_eval(self.execute(f"print(repr({expression}))").strip())
 
 
-@pytest.fixture
-def console(tmp_path):
-    console = Console(tmp_path)
+@pytest.fixture(scope="module")
+def console(tmp_path_factory):
+    """La même console pour tous ces tests, comme pour une heure de cours."""
+    console = Console(tmp_path_factory.mktemp("ailleurs"))
     yield console
     console.client.stop_channels()
     console.manager.shutdown_kernel(now=True)
@@ -78,37 +78,22 @@ def folder(folder):
     return folder
 
 
-def train(console, folder, wdir, *_):
-    """train_VAE.py : les losses, et l'image du bilan dans la console aussi ; rend les losses."""
-    found = losses_in(console.f5(folder / "train_VAE.py", wdir=wdir))
-    assert len(found["loss"]) == 2 and console.pictures == 1 and "Bilan : " in console.text
-    return found
-
-
-def test_train(console, folder):
-    """Six F5, avec et sans dossier de travail : mêmes nombres ; une faute dans la zone : un message."""
+def test_f5_and_cells(console, folder):
+    """F5, avec ou sans dossier de travail, et les cellules : mêmes nombres, et l'image du bilan ;
+    l'explorateur de variables montre l'essentiel ; ni dossier, ni thread ne change."""
+    script = folder / "train_VAE.py"
     state = "(__import__('threading').active_count(), __import__('os').getcwd())"
-    found, before = train(console, folder, True), console.evaluate(state)
-    for k in range(5):
-        assert train(console, folder, k % 2) == found
+    text = console.f5(script)
+    losses, latents, before = losses_in(text), console.evaluate("latents.tolist()"), console.evaluate(state)
+    assert len(losses["loss"]) == 2 and "Bilan : " in text
+    for wdir in (False, True):
+        assert losses_in(console.f5(script, wdir=wdir)) == losses and console.pictures == 1
     threads, place = console.evaluate(state)
     assert threads <= before[0] + 1 and place == before[1]
-    for script, values, words in [("train_VAE", dict(latent_size=0), "latent_size = 0"),
-                                  ("decode_VAE", dict(model_file="a.pt"), "a.pt"),
-                                  ("record_images", dict(images_size=None), "images_size = None")]:
-        edit_zone(folder / f"{script}.py", **values)
-        assert words in console.f5(folder / f"{script}.py") and console.evaluate("1 + 1") == 2
-
-
-def test_explorer_and_cells(console, folder):
-    """L'explorateur de variables montre l'essentiel ; les cellules donnent les mêmes nombres que F5."""
-    script = folder / "train_VAE.py"
-    by_f5 = losses_in(console.f5(script))
     arrays = console.evaluate("[(a.dtype.name, *a.shape) for a in (images, train_images, latents, kl)]")
     assert arrays == [("uint8", 64, 3, 32, 32), ("uint8", 51, 3, 32, 32), ("float32", 64, 4), ("float32", 4)]
     types = console.evaluate("[type(x).__name__ for x in (losses, test_losses, paths, weights)]")
     assert types == ["list", "list", "list", "dict"]
-    latents = console.evaluate("latents.tolist()")
 
     text, pictures = "", 0
     console.execute("%reset -f")
@@ -119,33 +104,37 @@ def test_explorer_and_cells(console, folder):
                         f"run_cell=lambda *_: {cell!r})")
         text += console.execute(f"%runcell -i {number} {str(script)!r}")
         pictures += console.pictures
-    assert number >= 4 and pictures == 1 and losses_in(text) == by_f5
+    assert number >= 4 and pictures == 1 and losses_in(text) == losses
     assert console.evaluate("latents.tolist()") == latents
 
 
-def test_model_edited(console, folder):
-    """Modifier model_VAE_64.py entre deux F5 compte, une faute s'y voit ; F5 y dit quoi lancer."""
+def test_faults(console, folder):
+    """Une faute dans la zone : un message, et la console vit ; modifier model_VAE_64.py compte, F5 y dit quoi
+    lancer, une faute s'y voit."""
     module, script = folder / "model_VAE_64.py", folder / "train_VAE.py"
-    text = module.read_text(encoding="utf-8")
     assert "train_VAE.py" in console.f5(module)
     console.f5(script)
     before = console.evaluate("sum(p.numel() for p in vae.parameters())")
+    text = module.read_text(encoding="utf-8")
     module.write_text(re.sub(r"\b256\b(?=\)|, 128)", "200", text), encoding="utf-8")
     assert "a changé" in console.f5(folder / "decode_VAE.py")
     console.f5(script)
     assert console.evaluate("sum(p.numel() for p in vae.parameters())") < before
+    for name, values, words in [("train_VAE.py", dict(latent_size=0), "latent_size = 0"),
+                                ("decode_VAE.py", dict(model_file="a.pt"), "a.pt"),
+                                ("record_images.py", dict(images_size=None), "images_size = None")]:
+        edit_zone(folder / name, **values)
+        assert words in console.f5(folder / name)
+    edit_zone(script, latent_size=4)
     module.write_text("import torch\n\nVAE = torch.nn.Identiy\n", encoding="utf-8")     # une faute
     assert "Identiy" in console.f5(script, clean=False) and console.evaluate("1 + 1") == 2
 
 
 def test_stop_button(console, folder):
     """Arrêt en plein entraînement : une phrase, le bilan ; et F5 marche encore."""
-    def stop():
-        time.sleep(0.3)
-        console.manager.interrupt_kernel()
     script = folder / "train_VAE.py"
     edit_zone(script, epochs=5000)
-    text = console.f5(script, ("Epoch 2/5000", stop))
+    text = console.f5(script, ("Epoch 2/5000", console.manager.interrupt_kernel))
     assert "Bilan : " in text and console.pictures == 1
     epoch, = re.findall(r"Arrêt demandé.* (\d+)\.", text)
     assert int(epoch) == console.evaluate("len(losses)") == len(losses_in(text)["loss"]) < 5000
@@ -153,49 +142,38 @@ def test_stop_button(console, folder):
     assert len(losses_in(console.f5(script))["loss"]) == 1
 
 
-def press(screen, title, *keys):
-    screen.xdotool("windowactivate", "--sync", screen.window(title), "key", *keys)
-
-
-def close(console, screen, title, stop):
-    """Ferme la fenêtre, par le bouton d'arrêt ou Alt+F4 ; très chargé, un ordinateur perd un appui."""
-    for _ in range(3):
-        console.manager.interrupt_kernel() if stop else press(screen, title, "alt+F4")
-        with contextlib.suppress(AssertionError):
-            return wait_until(lambda: not screen.xdotool("search", "--onlyvisible", "--name", title), 20)
-
-
-def record(console, folder, wdir, screen, stop):
-    """record_images.py : une image de plus."""
-    before = set((folder / "images").glob("*.png"))
-
-    def save():
-        press(screen, "record_images", "s")
-        time.sleep(1)
-        return set((folder / "images").glob("*.png")) - before
-
-    def save_and_close():
-        wait_until(save)
-        close(console, screen, "record_images", stop)
-    text = console.f5(folder / "record_images.py", ("Cliquez sur la fenêtre", save_and_close), wdir=wdir)
-    new = min(set((folder / "images").glob("*.png")) - before)
-    assert "enregistrée" in text and new.name == f"image_{len(before) + 1:05d}.png"
-
-
-def decode(console, folder, wdir, screen, stop):
-    """decode_VAE.py : sa fenêtre s'ouvre, et se ferme pendant que les sliders glissent."""
-    def glide_and_close():
-        press(screen, "decode_VAE", "i", "h")
-        close(console, screen, "decode_VAE", stop)
-    text = console.f5(folder / "decode_VAE.py", ("La fenêtre est ouverte", glide_and_close), wdir=wdir)
-    assert "La fenêtre est fermée." in text
-
-
 def test_windows(console, screen, folder):
-    """Les scripts dans une même console, dans tous les ordres : la mémoire ne grandit pas."""
+    """Les trois scripts dans une même console, dans tous les ordres, fenêtres fermées au clavier ou par le
+    bouton d'arrêt : rien d'étrange ne s'affiche, et la mémoire ne grandit pas."""
     console.execute(f"import os; os.environ.update({screen.env})")
-    memory = []
-    for k, run in enumerate([train, decode, record, record, train, decode, decode] + [record, decode] * 3):
-        run(console, folder, k % 2, screen, k % 3)
+    memory, stop = [], False
+
+    def images():
+        return len(list((folder / "images").glob("*.png")))
+
+    def close(title, key):
+        """Très chargé, un ordinateur perd un appui : trois essais."""
+        for _ in range(3):
+            console.manager.interrupt_kernel() if stop else screen.xdotool("key", key)
+            with contextlib.suppress(AssertionError):
+                return wait_until(lambda: not screen.xdotool("search", "--onlyvisible", "--name", title), 20)
+
+    def record():
+        before = images()
+        screen.xdotool("windowactivate", "--sync", screen.window("record_images"))
+        wait_until(lambda: screen.xdotool("key", "s") or images() > before)
+        close("record_images", "q")
+
+    def decode():
+        screen.xdotool("windowactivate", "--sync", screen.window("decode_VAE"), "key", "i", "h")
+        close("decode_VAE", "alt+F4")
+    gestures = {"train_VAE": ("Epoch 2/2", lambda: None, "Bilan : "),
+                "record_images": ("Cliquez sur la fenêtre", record, "Images enregistrées"),
+                "decode_VAE": ("La fenêtre est ouverte", decode, "La fenêtre est fermée.")}
+    for letter in "tdrrtddrdrd":
+        name, = [name for name in gestures if name[0] == letter]
+        opened, gesture, said = gestures[name]
+        assert said in console.f5(folder / f"{name}.py", (opened, gesture))
         memory.append(console.evaluate("__import__('psutil').Process().memory_info().rss // 2**20"))
+        stop = not stop
     assert max(memory) - memory[6] < 20, f"la mémoire grandit : {memory} Mio"
