@@ -43,6 +43,8 @@ def widgets(parent):
 
 def spy(window):
     window.after(25, spy, window)
+    if not os.path.exists(out) and not window.focus_get():      # pas avant d'avoir le clavier
+        return
     with open(out + ".part", "w") as file:
         json.dump([drawn, window.attributes("-topmost"), *widgets(window)], file)
     os.replace(out + ".part", out)
@@ -105,8 +107,8 @@ class Fenetre:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
 
     def __enter__(self):
-        wait_until(lambda: self.out.exists() or self.process.poll() is not None, 90)
         self.screen.xdotool("windowactivate", "--sync", self.screen.window("decode_VAE"))
+        wait_until(self.out.exists)
         self.calm()
         return self
 
