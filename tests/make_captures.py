@@ -93,9 +93,9 @@ def capture_decode(screen, folder):
 
 
 def save_animation(frames, durations):
-    """L'image animée : 640 pixels de large, les mêmes 128 couleurs du début à la fin."""
+    """L'image animée : 600 pixels de large, les mêmes 128 couleurs du début à la fin."""
     for frame in frames:
-        frame.thumbnail((640, 640), Image.Resampling.LANCZOS)
+        frame.thumbnail((600, 600), Image.Resampling.LANCZOS)
     palette = Image.fromarray(np.vstack(frames[7::8])).quantize(
         128, Image.Quantize.MAXCOVERAGE, kmeans=2)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE)
