@@ -162,7 +162,7 @@ def test_windows(console, screen, folder):
         before = images()
         screen.xdotool("windowactivate", "--sync", screen.window("record_images"))
         wait_until(lambda: screen.xdotool("key", "s") or images() > before)
-        close("record_images", "q")
+        close("record_images", "alt+F4")
 
     def decode():
         screen.xdotool("windowactivate", "--sync", screen.window("decode_VAE"), "key", "i", "h")
