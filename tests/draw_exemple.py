@@ -1,7 +1,7 @@
 """Dessine les visages du jeu d'exemple : python tests/draw_exemple.py réécrit images/exemple/.
 
 Quatre nombres entre -1 et 1 décrivent chaque visage, tirés au hasard et sans lien entre eux ;
-tout le reste est identique d'une image à l'autre. Un VAE à 4 curseurs peut donc les retrouver."""
+tout le reste est identique d'une image à l'autre. Un VAE à 4 sliders peut donc les retrouver."""
 import colorsys
 from pathlib import Path
 
