@@ -300,6 +300,8 @@ def test_progress(folder, monkeypatch):
     out = train(folder, batch_size=1).out
     assert len(re.findall(r"lecture des images : \d+/60", out)) > 5
     assert len(re.findall(r"epoch 2 : \d+/48", out)) > 5
+    remaining = [int(seconds) for seconds in re.findall(r"reste (\d+) s", out)]
+    assert remaining[0] > 0 and remaining[-1] == 0
 
 
 def test_starter_set(starter):
