@@ -166,7 +166,7 @@ def test_own_images_first(tmp_path, monkeypatch):
     images = tmp_path / "images"
     monkeypatch.setattr(model_VAE_64, "EXEMPLE", images / "exemple")
     exemple = put(images, "exemple/b.png", "exemple/a.png")
-    put(images, ".DS_Store", "Thumbs.db", "sous/desktop.ini", "._x.png")
+    put(images, ".DS_Store", "Thumbs.db", "sous/desktop.ini", "._x.png", ".thumbnails/x.png")
     assert find_images(images) == find_images(images / "exemple") == exemple
     own = put(images, "b.png", "été/c d.png", "x.png/dedans.gif", "notes.txt", "autre/exemple/f.png")
     assert find_images(str(images)) == own
