@@ -58,7 +58,8 @@ def test_commands():
     assert ("```\npy -3.12 -m venv .venv\n.venv\\Scripts\\python -m pip install " + libraries
             + "\n.venv\\Scripts\\python train_VAE.py\n```") in README[:2000]
     assert re.findall(r"^\.venv/bin/python -m pip (.+)$", README, re.M) == [
-        f'download -d paquets {libraries} spyder "ipython<9"', 'install spyder "ipython<9"']
+        f'download -d paquets {libraries} spyder "ipython<9"',
+        f'install --no-index --find-links paquets {libraries} spyder "ipython<9"', 'install spyder "ipython<9"']
     for name in re.findall(r"python3? ([\w/.]+\.py)", README):
         assert (kit.ROOT / name).is_file(), name
     assert "de 3.10 à" in README                        # test_style.py le vérifie
