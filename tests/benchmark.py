@@ -1,22 +1,18 @@
-"""Ce que le kit apprend, et à quelle vitesse : deux tables.
+"""Ce que le kit apprend, et à quelle vitesse : deux tables (ce qu'affiche train_VAE.py va dans stderr).
 
     python tests/benchmark.py --ancien D      le kit, et la version que contient le dossier D
     python tests/benchmark.py --help          une table, un jeu d'images...
 
-`git worktree add D COMMIT` range en D une version d'avant. Un kit est mesuré tel qu'il est : copié,
-lancé dans un autre processus, son modèle relu par son model_VAE_64.py. L'erreur est mesurée sur un
-cinquième des images, jamais montrées : la somme, en moyenne par image, des carrés des écarts entre
-ses 3×64×64 valeurs (de 0 à 1) et l'image décodée de mu.
+`git worktree add D COMMIT` range en D une version d'avant. Un cinquième des images n'est jamais montré :
+l'erreur y est la somme des carrés des écarts entre l'image (3×64×64 valeurs) et celle décodée de mu.
 """
 import argparse
+import contextlib
 import itertools
-import json
-import os
-import re
 import runpy
 import sys
 import tempfile
-from functools import partial
+import time
 from pathlib import Path
 
 import draw_exemple
@@ -24,17 +20,17 @@ import kit
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-WORK = tempfile.TemporaryDirectory(prefix="benchmark_")      # effacé à la fin
-KITS = {"kit": kit.ROOT}                                     # et, avec --ancien, un autre
-options = argparse.Namespace(rapide=False, ancien=None, dossier=[], jeu=[])
+KITS = {"kit": kit.ROOT}        # et, avec --ancien, un autre
+options = argparse.Namespace()
 
 
-# Les jeux : chaque fonction donne, l'une après l'autre, des images de 64×64×3 octets, sans fin
+# Les jeux : chaque fonction donne, l'une après l'autre, des images de 64×64×3 octets
 def clouds(rng, size):
     """Une image de taches colorées."""
-    spots = Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8))
-    return spots.resize(size, Image.Resampling.BICUBIC)
+    spots = rng.integers(0, 256, (12, 12, 3), np.uint8)
+    return Image.fromarray(spots).resize(size, Image.Resampling.BICUBIC)
 
 
 def with_noise(pixels, rng, noise):
@@ -101,85 +97,48 @@ def icons():
         yield np.asarray(image.reduce(2))
 
 
-def images_in(folder):
-    """Les images d'un dossier."""
-    model = module_of(kit.ROOT)
-    return (np.asarray(model.read_image(file, 64)) for file in model.find_images(folder))
+FACES = sorted(draw_exemple.FOLDER.iterdir())
+SETS = {"visages": (lambda: (np.asarray(Image.open(file)) for file in FACES), 600),
+        "webcam": (webcam, 250), "pénombre": (lambda: webcam(light=0.25), 250),
+        "panoramique": (panning, 300), "irm": (mri, 1000),
+        "dessins 120": (icons, 120), "dessins": (icons, 5000)}
 
 
-SETS = {"visages": (partial(images_in, draw_exemple.FOLDER), 600), "webcam": (webcam, 250),
-        "pénombre": (partial(webcam, light=0.25), 250), "panoramique": (panning, 300),
-        "irm": (mri, 1000), "dessins 120": (icons, 120), "dessins": (icons, 5000)}
-
-
-def take(images, count):
-    """Les premières images d'un jeu ; quelques-unes seulement avec --rapide."""
-    return list(itertools.islice(images(), 40 if options.rapide else count))
-
-
-def folder_of(images):
-    """Un dossier qui contient ces images, en PNG."""
-    folder = Path(tempfile.mkdtemp(dir=WORK.name))
-    for k, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"image_{k:05}.png", compress_level=1)
-    return folder
-
-
-def module_of(root):
-    """Ce que contient le model_VAE_64.py d'un kit."""
-    return argparse.Namespace(**runpy.run_path(str(root / "model_VAE_64.py")))
-
-
-# Lance train_VAE.py ; écrit l'heure de chaque pas de l'optimiseur
-RUN = """
-import json, runpy, time
-from torch.optim import optimizer
-
-steps = []
-optimizer.register_optimizer_step_post_hook(lambda *_: steps.append(time.perf_counter()))
-runpy.run_path("train_VAE.py", run_name="__main__")
-print(json.dumps(steps))
-"""
-
-
-def train(root, images_folder, **zone):
-    """Entraîne une copie du kit rangé dans `root`, sur deux cœurs, sans carte graphique. Rend vae et
-    speed : images par seconde, d'après la durée médiane d'un pas."""
-    folder = kit.copy_kit(tempfile.mkdtemp(dir=WORK.name), exemple=False, root=root)
+def train(root, images, **zone):
+    """Entraîne le kit rangé dans `root` sur ces images ; rend le modèle, et la durée médiane d'un pas."""
+    times = []
     if options.rapide:
         zone["epochs"] = 2
-    kit.edit_zone(folder / "train_VAE.py", images_folder=str(images_folder), **zone)
-    (folder / "run.py").write_text(RUN, encoding="utf-8")
-    done = kit.run(folder / "run.py", cwd=folder, timeout=3600, env={
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"), "CUDA_VISIBLE_DEVICES": ""})
-    if done.returncode:
-        sys.exit(done.stdout)
-    steps = json.loads(done.stdout.splitlines()[-1])
-    shown = int(re.search(r"(\d+) pour l'entraînement", done.stdout)[1]) * done.stdout.count("\nEpoch ")
-    return argparse.Namespace(vae=module_of(folder).load_model(folder / "model_VAE_64.pt"),
-                              speed=shown / len(steps) / np.median(np.diff(steps)))
-
-
-@torch.no_grad()
-def judge(vae, images):
-    """(erreur, KL du slider le moins utile) d'un modèle, sur ces images."""
-    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-    mu, logvar = vae.encode(x)
-    error = (vae.decode(mu) - x).square().sum(dim=(1, 2, 3)).mean().item()
-    return error, (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0).min().item() / 2
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+        folder = kit.copy_kit(folder, exemple=False, root=root)
+        for k, image in enumerate(images):
+            Image.fromarray(image).save(folder / "images" / f"image_{k:05}.png", compress_level=1)
+        kit.edit_zone(folder / "train_VAE.py", **zone)
+        hook = register_optimizer_step_post_hook(lambda *_: times.append(time.perf_counter()))
+        sys.modules.pop("model_VAE_64", None)       # chaque kit importe le sien
+        runpy.run_path(str(folder / "train_VAE.py"))
+        hook.remove()
+        vae = sys.modules["model_VAE_64"].load_model(folder / "model_VAE_64.pt")
+    return vae, np.median(np.diff(times))
 
 
 # Les tables : chaque fonction donne ses lignes, l'une après l'autre, d'abord l'en-tête
 def quality():
     """L'erreur, et la KL du slider le moins utile."""
-    yield ["jeu", *[f"erreur {name}" for name in KITS], *[f"KL {name}" for name in KITS],
-           "erreur du kit/ancien"]
+    yield ["jeu", *[f"erreur {name}" for name in KITS], *[f"KL {name}" for name in KITS], "kit/ancien"]
     ratios = []
     for name in options.jeu or (["visages"] if options.rapide else SETS):
-        images = np.random.default_rng(0).permutation(take(*SETS[name]))
-        unseen, folder = images[:len(images) // 5], folder_of(images[len(images) // 5:])
-        errors, kls = zip(*[        # test_proportion : toutes pour l'entraînement, sauf une
-            judge(train(root, folder, test_proportion=0.001).vae, unseen) for root in KITS.values()])
+        draw, count = SETS[name]
+        images = list(itertools.islice(draw(), 40 if options.rapide else count))
+        images = np.random.default_rng(0).permutation(images)
+        unseen, seen = np.split(images, [len(images) // 5])
+        x = torch.from_numpy(unseen).permute(0, 3, 1, 2).float() / 255
+        errors, kls = [], []
+        for root in KITS.values():
+            vae, _ = train(root, seen, test_proportion=0.001)      # toutes pour l'entraînement, sauf une
+            mu, logvar = vae.encode(x)
+            errors.append((vae.decode(mu) - x).square().sum(dim=(1, 2, 3)).mean().item())
+            kls.append((mu.square() + logvar.exp() - 1 - logvar).mean(dim=0).min().item() / 2)
         ratios.append(errors[0] / errors[-1])
         yield [name, *errors, *kls, ratios[-1]]
     yield ["moyenne géométrique", *[""] * 2 * len(KITS), np.exp(np.log(ratios).mean())]
@@ -187,39 +146,32 @@ def quality():
 
 def speed():
     """Les images par seconde pendant l'apprentissage, 2 000 dessins, médiane de 5 à tour de rôle."""
-    folder, runs = folder_of(take(icons, 2000)), {}
-    for batch_size in 16, 64:
-        for name, root in KITS.items():
-            runs[f"{name}, batch_size = {batch_size}"] = partial(
-                train, root, folder, epochs=2, batch_size=batch_size)
-    speeds = [[run() for run in runs.values()] for _ in range(1 if options.rapide else 5)]
+    images = list(itertools.islice(icons(), 40 if options.rapide else 2000))
+    runs = list(itertools.product((16, 64), KITS))
+    seconds = [[train(KITS[name], images, epochs=2, batch_size=size)[1] for size, name in runs]
+               for _ in range(1 if options.rapide else 5)]
     yield ["", "images par seconde"]
-    yield from zip(runs, np.median([[run.speed for run in row] for row in speeds], axis=0))
+    for (size, name), second in zip(runs, np.median(seconds, axis=0)):
+        yield [f"{name}, batch_size = {size}", size / second]
 
 
 TABLES = {"qualite": quality, "vitesse": speed}
 
 
 def main(arguments=None):
-    """Calcule et affiche les tables demandées ; rend {nom : lignes}."""
+    """Calcule et affiche les tables demandées."""
     parser = argparse.ArgumentParser(description="Mesure le kit : toutes les tables, ou celles-là.")
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=", ".join(TABLES))
     parser.add_argument("--rapide", action="store_true", help="en minuscule : est-ce que tout marche ?")
     parser.add_argument("--ancien", type=Path, help="aussi la version du kit de ce dossier")
-    parser.add_argument("--dossier", action="append", default=[], help="aussi les images de ce dossier")
-    parser.add_argument("--jeu", action="append", default=[], help="seulement : " + ", ".join(SETS))
+    parser.add_argument("--jeu", action="append", help="seulement : " + ", ".join(SETS))
     parser.parse_args(arguments, namespace=options)
-    SETS.update({Path(path).name: (partial(images_in, path), None) for path in options.dossier})
-    KITS.update({"ancien": options.ancien.resolve()} if options.ancien else {})
-    results = {}
+    KITS.update({"ancien": options.ancien} if options.ancien else {})
     for name in options.tables or TABLES:
         print(f"\n{TABLES[name].__doc__}")
-        results[name] = []
-        for row in TABLES[name]():
-            first, *others = [f"{x:.3g}" if isinstance(x, float) else x for x in row]
-            print(f"{first:38}", *[f"{cell:>18}" for cell in others], flush=True)
-            results[name].append(row)
-    return results
+        for first, *others in TABLES[name]():
+            cells = [f"{x:.3g}" if isinstance(x, float) else x for x in others]
+            print(f"{first:38}", *[f"{cell:>18}" for cell in cells], flush=True)
 
 
 if __name__ == "__main__":
