@@ -1,6 +1,5 @@
 """Tout ce que l'on peut mettre dans images/ : lu à l'endroit et en couleurs justes, ou refusé."""
 import contextlib
-import sys
 
 import model_VAE_64
 import numpy as np
@@ -25,9 +24,8 @@ def assert_quarters(path, colors=COLORS, tolerance=0, images_size=64):
     image = read_image(path, images_size)
     assert (image.mode, image.size) == ("RGB", (images_size, images_size))
     near, far = images_size // 4, images_size * 3 // 4
-    for place, color in zip([(near, near), (far, near), (near, far), (far, far)], colors):
-        found = image.getpixel(place)
-        assert np.abs(np.subtract(found, color)).max() <= tolerance, (place, found, color)
+    found = [image.getpixel(place) for place in [(near, near), (far, near), (near, far), (far, far)]]
+    assert np.abs(np.subtract(found, colors)).max() <= tolerance, found
 
 
 def assert_refused(path, words="n'est pas une image, ou elle est abîmée.* exportez-la en JPEG"):
@@ -81,19 +79,9 @@ def test_modes(tmp_path, name, image, colors, tolerance):
     ("F", "<f4", (0, 0.51, 1.02, 1.02), (0, 128, 255, 255))])
 def test_deep_grey(tmp_path, mode, kind, values, shades):
     """16 bits, 32 bits, flottants : du plus sombre au plus clair de l'image, du noir au blanc."""
-    array = np.array(values).reshape(2, 2).repeat(32, axis=0).repeat(32, axis=1).astype(kind)
+    array = np.array(values, kind).reshape(2, 2).repeat(32, axis=0).repeat(32, axis=1)
     Image.frombytes(mode, (64, 64), array.tobytes()).save(tmp_path / "a.tif")
     assert_quarters(tmp_path / "a.tif", [(shade,) * 3 for shade in shades], tolerance=1)
-
-
-def test_large_deep_grey(tmp_path, monkeypatch):
-    """Une grande image de 16 bits est réduite avant d'être calculée : peu de mémoire."""
-    Image.fromarray(np.arange(10**6, dtype=np.uint16).reshape(1000, 1000)).save(tmp_path / "a.png")
-    sizes, to_array = [], Image.Image.__array_interface__.fget
-    monkeypatch.setattr(Image.Image, "__array_interface__", property(
-        lambda image: sizes.append(image.size) or to_array(image)))
-    read_image(tmp_path / "a.png", 64)
-    assert set(sizes) == {(64, 64)}
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
@@ -102,10 +90,9 @@ def test_right_side_up(tmp_path, name, orientation):
     """Les huit orientations EXIF, dans chaque format qui en a."""
     turn = ["", "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_90",
             "TRANSVERSE", "ROTATE_270"][orientation - 1]    # comme l'appareil était tenu
-    exif = Image.Exif()
-    exif[274] = orientation
     stored = quarters().transpose(Image.Transpose[turn]) if turn else quarters()
-    stored.save(tmp_path / name, exif=exif)
+    stored.getexif()[274] = orientation
+    stored.save(tmp_path / name, exif=stored.getexif())
     assert_quarters(tmp_path / name, tolerance=12)
 
 
@@ -135,47 +122,32 @@ def test_damaged(tmp_path, name):
             assert read_image(path, 64).size == (64, 64)
 
 
-def test_not_an_image(tmp_path, monkeypatch):
-    """Du texte, une photo HEIC, rien ; une image trop grande, avant de la décompresser."""
+def test_refused(tmp_path, monkeypatch):
+    """Du texte, une photo HEIC, une image trop grande (avant de la décompresser) : la même phrase ; un
+    fichier qui ne s'ouvre pas : la raison du système."""
     for content in (b"<html></html>\n" * 50, bytes(9000), b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", b""):
         (tmp_path / "a.png").write_bytes(content)
         assert_refused(tmp_path / "a.png")
+    assert_refused(tmp_path / "absent.png", "No such file")
+    assert_refused(tmp_path, "Is a directory|Permission denied")
     quarters().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
     monkeypatch.setattr(Image.Image, "convert", None)
     assert_refused(tmp_path / "a.png")
 
 
-def test_not_opened(tmp_path):
-    """Un fichier qui ne s'ouvre pas n'est pas dit abîmé : la raison du système est donnée."""
-    assert_refused(tmp_path / "absent.png", "No such file")
-    assert_refused(tmp_path, "Is a directory|Permission denied")
-
-
-def put(folder, *names):
-    """Crée ces fichiers, vides ; rend leurs chemins, triés."""
-    paths = sorted(folder / name for name in names)
-    for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return paths
-
-
 def test_own_images_first(tmp_path, monkeypatch):
     """Le jeu de départ, puis les images de l'étudiant, seules, triées ; les fichiers du système, jamais."""
+    def put(*names):
+        paths = sorted(images / name for name in names)
+        for path in paths:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return paths
     images = tmp_path / "images"
     monkeypatch.setattr(model_VAE_64, "EXEMPLE", images / "exemple")
-    exemple = put(images, "exemple/b.png", "exemple/a.png")
-    put(images, ".DS_Store", "Thumbs.db", "sous/desktop.ini", "._x.png", ".thumbnails/x.png")
+    exemple = put("exemple/b.png", "exemple/a.png")
+    put(".DS_Store", "Thumbs.db", "sous/desktop.ini", "._x.png", ".thumbnails/x.png")
     assert find_images(images) == find_images(images / "exemple") == exemple
-    own = put(images, "b.png", "été/c d.png", "x.png/dedans.gif", "notes.txt", "autre/exemple/f.png")
-    assert find_images(str(images)) == own
-    photos = put(tmp_path / "photos", "a.png", "exemple/b.png")
-    assert find_images(tmp_path / "photos") == photos and find_images(tmp_path / "absent") == []
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="les liens demandent des droits sous Windows")
-def test_broken_link(tmp_path):
-    """Un lien vers un fichier qui n'est plus là est dans la liste : l'étudiant saura pourquoi il manque."""
-    (tmp_path / "a.png").symlink_to("nulle part")
-    assert find_images(tmp_path) == [tmp_path / "a.png"]
+    own = put("b.png", "été/c d.png", "x.png/dedans.gif", "notes.txt", "autre/exemple/f.png")
+    assert find_images(str(images)) == own and find_images(tmp_path / "absent") == []
