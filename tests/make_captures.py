@@ -25,8 +25,7 @@ def save(image, name):
     """Enregistre une image en 256 couleurs, 1000 pixels de large au plus."""
     image = image.convert("RGB")
     image.thumbnail((1000, 2000), Image.Resampling.LANCZOS)
-    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE).save(
-        FOLDER / name, optimize=True)
+    image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(FOLDER / name, optimize=True)
 
 
 def grab(screen):
@@ -41,10 +40,8 @@ def capture_record(screen, folder):
              for t in np.arange(1, 13, 0.05)]       # il tourne la tête, regarde et sourit
     kit.write_film(folder / "film.avi", [np.asarray(face)[:, :, ::-1] for face in faces], 20)
     kit.edit_zone(folder / "record_images.py", camera="film.avi", images_folder="enregistrees")
-    process = subprocess.Popen([sys.executable, str(folder / "record_images.py")],
-                               env={**os.environ, **screen.env})
-    window = screen.window("record_images")
-    screen.xdotool("windowactivate", "--sync", window, "keydown", "s")
+    process = subprocess.Popen([sys.executable, str(folder / "record_images.py")])
+    screen.xdotool("windowactivate", "--sync", screen.window("record_images"), "keydown", "s")
     kit.wait_until(lambda: len(list(folder.glob("enregistrees/*.png"))) > 50)
     save(grab(screen), "record.png")
     screen.xdotool("keyup", "s", "key", "q")
@@ -53,7 +50,7 @@ def capture_record(screen, folder):
 
 def capture_decode(screen, folder):
     """La vraie fenêtre de decode_VAE.py : à zéro, un slider tiré, une image réelle, l'image animée."""
-    frames = []                    # (image, millisecondes à la montrer)
+    frames = []                    # l'image animée, un dixième de seconde chacune
 
     def still(window):
         """L'image de la fenêtre quand elle ne bouge plus et que ses petites images sont dessinées."""
@@ -62,52 +59,36 @@ def capture_decode(screen, folder):
             window.update()
         return grab(screen)
 
-    def glide(window, *z):
-        """Ajoute à l'image animée les sliders qui glissent jusqu'à z, puis s'arrêtent."""
-        window.go(z)
-        window.glide = window.glide[1::2]          # un pas sur deux : un fichier deux fois plus léger
-        while window.glide:
-            before = window.view.photo
-            while window.view.photo is before:
-                window.update()
-            frames.append((grab(screen), 100))
-        frames.append((still(window), 700))
-
     def play(window, n=0):
         save(still(window), "decode_zero.png")
-        for k in range(4):                     # chaque slider à droite, puis à gauche ; puis tous
-            glide(window, *np.eye(4)[k] * 1.8)
-            glide(window, *np.eye(4)[k] * -1.8)
-        glide(window, -1, 1, 1.4, 1)
-        glide(window, 1.2, -1, -0.8, 0.5)
-        glide(window, 0, 0, 0, 0)
+        alone = [side * z for z in np.eye(4) for side in (1.8, -1.8)]      # chaque slider, à droite, à gauche
+        for z in [*alone, (-1, 1, 1.4, 1), (1.2, -1, -0.8, 0.5), (0, 0, 0, 0)]:
+            window.go(z)
+            window.glide = window.glide[1::2]      # un pas sur deux : un fichier deux fois plus léger
+            while window.glide:
+                before = window.view.photo
+                while window.view.photo is before:
+                    window.update()
+                frames.append(grab(screen))
+            frames.extend([still(window)] * 7)
         window.go([0, 0, -2, 0])              # il sourit
         save(still(window), "decode_slider.png")
         window.buttons["i"].invoke()
         save(still(window), "decode_image.png")
         window.quit()
 
-    with patch.dict(os.environ, screen.env), patch("tkinter.Misc.mainloop", play):
+    with patch("tkinter.Misc.mainloop", play):
         runpy.run_path(str(folder / "decode_VAE.py"))
-    save_animation(*zip(*frames))
-
-
-def save_animation(frames, durations):
-    """L'image animée : 600 pixels de large, les mêmes 128 couleurs du début à la fin."""
     for frame in frames:
         frame.thumbnail((600, 600), Image.Resampling.LANCZOS)
-    palette = Image.fromarray(np.vstack(frames[7::8])).quantize(
-        128, Image.Quantize.MAXCOVERAGE, kmeans=2)
-    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE)
-                      for frame in frames]
-    first.save(FOLDER / "sliders.gif", save_all=True, append_images=others, duration=durations,
-               loop=0, optimize=True)
+    palette = Image.fromarray(np.vstack(frames[::12])).quantize(128, Image.Quantize.MAXCOVERAGE, kmeans=2)
+    first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    first.save(FOLDER / "sliders.gif", save_all=True, append_images=others, duration=100, loop=0, optimize=True)
 
 
 def draw_vae(folder):
     """Le schéma : une image, l'encodeur, ses quatre nombres, le décodeur, l'image reconstruite."""
-    model = runpy.run_path(str(folder / "model_VAE_64.py"))
-    vae = model["load_model"](folder / "model_VAE_64.pt")
+    vae = runpy.run_path(str(folder / "model_VAE_64.py"))["load_model"](folder / "model_VAE_64.pt")
     original = draw_face(*features()[3])
     numbers = vae.encode(to_tensor(original)[None])[0]
     picture = Image.new("RGB", (1000, 270), "white")
@@ -127,18 +108,18 @@ def draw_vae(folder):
 
 def draw_map(folder):
     """La carte des images : le code du README, tel quel."""
-    readme = (kit.ROOT / "README.md").read_text(encoding="utf-8")
-    code = next(code for code in re.findall(r"(?s)```python\n(.*?)```", readme) if "carte" in code)
+    code = re.search(r"(?s)```python\n(.*?)```", (kit.ROOT / "README.md").read_text("utf-8"))[1]
     subprocess.run([sys.executable, "-X", "utf8", "-c", code], cwd=folder, check=True)
     save(Image.open(folder / "carte.png"), "carte.png")
 
 
 if __name__ == "__main__":
-    with closing(kit.Screen()) as virtual_screen, tempfile.TemporaryDirectory() as place:
+    with closing(kit.Screen()) as the_screen, tempfile.TemporaryDirectory() as place:
+        os.environ.update(the_screen.env)
         kit_folder = kit.copy_kit(Path(place) / "kit")
         subprocess.run([sys.executable, str(kit_folder / "train_VAE.py")], check=True)
         save(Image.open(kit_folder / "train_VAE.png"), "train.png")
         draw_vae(kit_folder)
-        capture_decode(virtual_screen, kit_folder)
-        capture_record(virtual_screen, kit_folder)
+        capture_decode(the_screen, kit_folder)
+        capture_record(the_screen, kit_folder)
         draw_map(kit_folder)

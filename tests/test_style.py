@@ -54,7 +54,7 @@ NAMES = [None, 3, "absent", "a\0b", "images\test"]
 CAMERA = [None, True, 4.5, -1, []]
 BAD = {
     "train_VAE.py": {
-        "images_size": [*NUMBERS, 0, 8, 63, 64.0], "latent_size": [*NUMBERS, 0, 33], "beta": NUMBERS,
+        "images_size": [*NUMBERS, 0, 8, 72, 64.0], "latent_size": [*NUMBERS, 0, 33], "beta": NUMBERS,
         "epochs": [*NUMBERS, 0, 4.5], "batch_size": [*NUMBERS, 0, 4.5], "seed": [*NUMBERS, 4.5],
         "learning_rate": [*NUMBERS, 0, 101], "test_proportion": [*NUMBERS, 0, 1, 0.95],
         "images_folder": [*NAMES, "train_VAE.py"], "model_file": [*NAMES, "", "absent/a.pt", ".."]},
