@@ -1,6 +1,5 @@
 """Les scripts dans une vraie console de Spyder (spyder-kernels) : F5, les cellules, le bouton d'arrêt."""
 import ast
-import contextlib
 import os
 import re
 import sys
@@ -92,8 +91,6 @@ def test_f5_and_cells(console, folder):
     assert threads <= before[0] + 1 and place == before[1]
     arrays = console.evaluate("[(a.dtype.name, *a.shape) for a in (images, train_images, latents, kl)]")
     assert arrays == [("uint8", 64, 3, 32, 32), ("uint8", 51, 3, 32, 32), ("float32", 64, 4), ("float32", 4)]
-    types = console.evaluate("[type(x).__name__ for x in (losses, test_losses, paths, weights)]")
-    assert types == ["list", "list", "list", "dict"]
 
     text, pictures = "", 0
     console.execute("%reset -f")
@@ -109,10 +106,9 @@ def test_f5_and_cells(console, folder):
 
 
 def test_faults(console, folder):
-    """Une faute dans la zone : un message, et la console vit ; modifier model_VAE_64.py compte, F5 y dit quoi
-    lancer, une faute s'y voit."""
+    """Une faute dans la zone : un message, et la console vit ; modifier model_VAE_64.py compte, une faute s'y
+    voit."""
     module, script = folder / "model_VAE_64.py", folder / "train_VAE.py"
-    assert "train_VAE.py" in console.f5(module)
     console.f5(script)
     before = console.evaluate("sum(p.numel() for p in vae.parameters())")
     text = module.read_text(encoding="utf-8")
@@ -151,22 +147,19 @@ def test_windows(console, screen, folder):
     def images():
         return len(list((folder / "images").glob("*.png")))
 
-    def close(title, key):
-        """Très chargé, un ordinateur perd un appui : trois essais."""
-        for _ in range(3):
-            console.manager.interrupt_kernel() if stop else screen.xdotool("key", key)
-            with contextlib.suppress(AssertionError):
-                return wait_until(lambda: not screen.xdotool("search", "--onlyvisible", "--name", title), 20)
+    def close():
+        console.manager.interrupt_kernel() if stop else screen.xdotool("key", "alt+F4")
 
     def record():
         before = images()
         screen.xdotool("windowactivate", "--sync", screen.window("record_images"))
         wait_until(lambda: screen.xdotool("key", "s") or images() > before)
-        close("record_images", "alt+F4")
+        close()
 
     def decode():
         screen.xdotool("windowactivate", "--sync", screen.window("decode_VAE"), "key", "i", "h")
-        close("decode_VAE", "alt+F4")
+        close()
+
     gestures = {"train_VAE": ("Epoch 2/2", lambda: None, "Bilan : "),
                 "record_images": ("Cliquez sur la fenêtre", record, "Images enregistrées"),
                 "decode_VAE": ("La fenêtre est ouverte", decode, "La fenêtre est fermée.")}
