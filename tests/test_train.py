@@ -36,7 +36,7 @@ def put_images(folder, pictures):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Une copie du kit, avec 60 visages du jeu de départ pour images de l'étudiant, en 16×16."""
-    monkeypatch.setitem(sys.modules, "IPython", None)       # elle n'est là que dans Spyder
+    monkeypatch.setitem(sys.modules, "IPython.display", None)       # elle n'est là que dans Spyder
     folder = kit.copy_kit(tmp_path / "mon kit été", exemple=False)
     put_images(folder, FACES)
     kit.edit_zone(folder / "train_VAE.py", images_size=16, epochs=2)
