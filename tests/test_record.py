@@ -133,8 +133,8 @@ class Recorder:
         return [np.asarray(Image.open(path).convert("RGB"))[0, 0, 2] for path in self.files()]
 
     def end(self, *keys):
-        """Tape ces touches, débranche la caméra, attend la fin ; rend les lignes de la console."""
-        self.screen.xdotool("key", *keys)
+        """Tape ces touches (sinon : Ctrl-C), débranche la caméra ; rend les lignes de la console."""
+        self.screen.xdotool("key", *keys) if keys else self.process.send_signal(signal.SIGINT)
         return self.process.communicate(timeout=60)[0].splitlines()
 
     def report(self, total):
@@ -172,14 +172,16 @@ def test_nothing_to_show_with(folder, tmp_path, screen, code, display, words):
     assert words in output.stdout and output.stdout.count("\n") == 1 == output.returncode
 
 
-@pytest.mark.parametrize("size", [8, 64])
-def test_the_window_shows_what_is_saved(record, size):
-    """Le carré du milieu, réduit par moyennes, en miroir, bonnes couleurs ; un petit écran suffit."""
+@pytest.mark.parametrize("size, keys, said", [(8, [], ["Arrêt demandé."]), (64, ["Escape"], [])])
+def test_the_window_shows_what_is_saved(record, size, keys, said):
+    """Le carré du milieu, réduit par moyennes, en miroir, bonnes couleurs ; un petit écran suffit. Ctrl-C
+    et Échap : un bilan, et rien d'autre."""
     recorder = record(images_size=size).opened()
     assert recorder.y + 440 < 1080 / 2              # 1920 × 1080 à 200 %
     window = recorder.picture()[12:396, 12:396]
     recorder.tap()
-    assert recorder.end("Escape") == [*OPENING, "(libérée)", recorder.report(1)]
+    output = [*OPENING, *said, "(libérée)", recorder.report(1)]
+    assert recorder.end(*keys) == output and recorder.process.returncode == 0
     with Image.open(recorder.images / "image_00001.png") as saved:
         assert (saved.format, saved.mode, saved.size) == ("PNG", "RGB", (size, size))
         saved = np.asarray(saved)
@@ -239,18 +241,6 @@ def test_slow_disk(record, screen):
     assert numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 45
 
 
-@pytest.mark.parametrize("gesture, said", [("alt+F4", []), ("", ["Arrêt demandé.", "(libérée)"])])
-def test_ways_to_end(record, gesture, said):
-    """La croix, même quand la caméra se tait, et Ctrl-C : un bilan, et rien d'autre."""
-    recorder = record().opened()
-    if gesture:
-        recorder.screen.xdotool("key", gesture)
-        recorder.process.wait(30)
-    else:
-        recorder.process.send_signal(signal.SIGINT)
-    assert recorder.end() == [*OPENING, *said, recorder.report(0)] and recorder.process.returncode == 0
-
-
 @pytest.mark.parametrize("fps, images, seconds", [(10, 60, 6), (1000, 90, 3), (0.1, 30, 1)])
 def test_film(folder, screen, fps, images, seconds):
     """Un film, même noir, passe jusqu'au bout à sa vitesse, ou, s'il en annonce une folle, à 30 par s."""
@@ -264,7 +254,7 @@ def test_film(folder, screen, fps, images, seconds):
 
 
 def test_numbering(record, folder):
-    """La numérotation continue après la plus haute ; rien n'est touché ; tout nom convient."""
+    """La numérotation continue après la plus haute ; rien n'est touché ; tout nom convient. La croix finit."""
     images = folder / "été à la plage/forêt n° 1"
     images.mkdir(parents=True)
     others = {"image_00041.png", "image_7.png", "photo.JPG", "image_tard.png", "image_99999.jpeg"}
@@ -277,7 +267,9 @@ def test_numbering(record, folder):
     assert recorder.says(3)
     shutil.copy(images / "photo.JPG", images / "image_00043.png")       # venue entre-temps
     recorder.tap()
-    assert " : 2 (4 en tout)" in recorder.end("q")[-1]
+    recorder.screen.xdotool("key", "alt+F4")
+    recorder.process.wait(30)                               # même quand la caméra se tait
+    assert " : 2 (4 en tout)" in recorder.end()[-1] and recorder.process.returncode == 0
     new = {"image_00042.png", "image_00043.png", "image_00044.png"}
     assert {path.name for path in images.iterdir()} == others | new
     for other in [*others, "image_00043.png"]:
