@@ -3,7 +3,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
 
 import kit
@@ -36,18 +35,6 @@ def pytest_collection_modifyitems(items):
 def folder(tmp_path):
     """Une copie du kit, dans un dossier dont le nom a une espace et un accent."""
     return kit.copy_kit(tmp_path / "mon kit été")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Un vrai disque de 3 Mio (tmpfs), que seul root sous Linux peut monter ; rend son dossier."""
-    disk = tmp_path / "disque"
-    disk.mkdir()
-    if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], stderr=subprocess.DEVNULL).returncode:
-        pytest.skip("il faut pouvoir monter un petit disque (root, sous Linux, hors d'un conteneur)")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
 
 
 @pytest.fixture(scope="session")

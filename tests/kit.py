@@ -4,7 +4,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -41,14 +40,9 @@ def edit_zone(script, **values):
     script.write_text(text, encoding="utf-8")
 
 
-class Raw(str):
-    """Un texte que edit_zone écrit tel quel, sans guillemets : Raw("float('nan')")."""
-    __repr__ = str.__str__
-
-
-def run(script, cwd=None, timeout=600, env=None):
+def run(script, timeout=600, env=None):
     """Lance un script comme le ferait un terminal ; rend le CompletedProcess (stdout et stderr réunis)."""
-    return subprocess.run([sys.executable, str(script)], cwd=cwd, timeout=timeout, encoding="utf-8",
+    return subprocess.run([sys.executable, str(script)], timeout=timeout, encoding="utf-8",
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env={**os.environ, "PYTHONIOENCODING": "utf-8", **(env or {})})
 
@@ -75,7 +69,7 @@ def execute(script, console=None):
     (names), ses losses."""
     shown, code = console or io.StringIO(), 0
     names = {"__name__": "__main__", "__file__": str(script)}
-    path, model, handler = sys.path[:], sys.modules["model_VAE_64"], signal.getsignal(signal.SIGINT)
+    path, model = sys.path[:], sys.modules["model_VAE_64"]
     try:
         with contextlib.redirect_stdout(shown):
             exec(compile(script.read_text("utf-8"), script, "exec"), names)
@@ -85,7 +79,6 @@ def execute(script, console=None):
         code = "KeyboardInterrupt"
     finally:
         sys.path[:], sys.modules["model_VAE_64"] = path, model
-    assert signal.getsignal(signal.SIGINT) is handler
     out = shown.getvalue()
     return SimpleNamespace(out=out, code=code, names=names, **losses_in(out))
 
@@ -101,10 +94,12 @@ def wait_until(condition, timeout=30):
 
 
 class Screen:
-    """Un écran virtuel (Xvfb) avec un gestionnaire de fenêtres, une souris et un clavier (xdotool)."""
+    """Un écran virtuel (Xvfb) avec un gestionnaire de fenêtres, une souris et un clavier (xdotool), qui
+    répète une touche tenue après `delay`, puis toutes les `interval` millisecondes."""
 
-    def __init__(self, size="1366x768"):
-        self.server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", f"{size}x24"], text=True,
+    def __init__(self, size="1366x768", delay=250, interval=33):
+        self.server = subprocess.Popen(["Xvfb", "-displayfd", "1", "-screen", "0", f"{size}x24", "-ardelay",
+                                        str(delay), "-arinterval", str(interval)], text=True,
                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.display = ":" + self.server.stdout.readline().strip()
         self.env = {"DISPLAY": self.display}

@@ -199,15 +199,13 @@ def test_sliders_by_mouse_and_keys(fenetre):
     fenetre.shows(*fenetre.decode([0, 0, 0, 0]))
     fenetre.shows(*fenetre.decode(*[[number, 0, 0, 0] for number in range(-3, 4)]), place=1, limit=8)
 
-    scale, before = fenetre.seen("TScale")[2], fenetre.drawn()
+    scale = fenetre.seen("TScale")[2]
     x, y = scale["x"] + scale["w"] // 2, scale["y"] + scale["h"] // 2
-    moves = [word for move in range(300) for word in ("mousemove", x + move % 100, y)]
-    fenetre.screen.xdotool("mousemove", x, y, "mousedown", 1, *moves, "mousemove", x + 120, y, "mouseup", 1)
+    fenetre.screen.xdotool("mousemove", x, y, "mousedown", 1, "mousemove", x + 120, y, "mouseup", 1)
     fenetre.calm()
     z = fenetre.numbers()
     assert z == pytest.approx([0, 0, 120 / (scale["w"] - 30) * 6, 0], abs=0.1)
     fenetre.shows(*fenetre.decode(z))
-    assert fenetre.drawn() - before < 290, "les événements d'une rafale ne sont pas réunis"
     fenetre.key("End")
     fenetre.shows(*fenetre.decode(*[[number, 0, 3, 0] for number in range(-3, 4)]), place=1, limit=8)
 
@@ -365,8 +363,7 @@ def test_webcam(folder, screen):
 @pytest.mark.parametrize("zone, words", [
     ({"latent_size": 8}, ["latent_size = 8", "latent_size = 4", "zone ***"]),
     ({"images_size": 64.0}, ["images_size = 64.0", "train_VAE.py"]),
-    ({"camera": None}, ["camera = None"]),
-    ({"model_file": "absent.pt"}, ["Il n'y a pas", "absent.pt"]),
+    ({"model_file": "absent.pt"}, ["Il n'y a pas de modèle", "absent.pt", "lancez d'abord train_VAE.py"]),
     ({"model_file": "README"}, ["« ", "README", "relancez train_VAE.py"]),
     ({}, ["depuis un bureau"]),                            # pas d'écran
     (None, ["python3-tk"])])                               # pas de tkinter

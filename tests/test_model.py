@@ -1,5 +1,4 @@
 """Le réseau, calculé à la main ; le fichier du modèle : relu à l'identique, ou refusé par une phrase."""
-import contextlib
 import inspect
 import os
 import time
@@ -80,18 +79,6 @@ def test_trained_on_a_graphics_card(tmp_path):
     assert {weight.device.type for weight in load_model(tmp_path / "b.pt").parameters()} == {"cpu"}
 
 
-@pytest.mark.parametrize("thing", [
-    torch.zeros(3), {}, saved()["weights"], torch.nn.Linear(2, 2),
-    *[saved(latent_size=value) for value in (0, 4, "3", None)],
-    *[saved(images_size=value) for value in (33, 64, 10**9)],
-    saved(weights=None), saved(weights=VAE(4, 32).state_dict()), saved(signature=torch.ones(1, 3)),
-    saved(weights={**saved()["weights"], "de trop": torch.zeros(1)}),
-    saved(weights={**saved()["weights"], "linear.bias": torch.full((3072,), torch.nan)})])
-def test_foreign(tmp_path, thing):
-    """Pas un modèle de ce kit, ou d'un autre réseau, ou dont les nombres n'en sont pas."""
-    assert_refused(tmp_path / "a.pt", thing)
-
-
 @pytest.mark.parametrize("old, new", [("4 * self.decoder", "0 * self.decoder"), ("/ self.contrast", ""),
                                       ("nn.SiLU(),", "nn.ReLU(),"), ("drawn + self", "drawn - self")])
 def test_edited_network(tmp_path, old, new):
@@ -104,15 +91,20 @@ def test_edited_network(tmp_path, old, new):
         edited["load_model"](tmp_path / "a.pt")
 
 
-def test_damaged(tmp_path):
-    """Vide, autre chose, coupé n'importe où : refusé ; sans fichier : une phrase aussi."""
+def test_refused(tmp_path):
+    """Vide, coupé, autre chose ; d'un autre réseau, ou dont les nombres n'en sont pas : une phrase."""
     path = tmp_path / "a.pt"
-    with pytest.raises(FileNotFoundError, match="Il n'y a pas de modèle .* lancez d'abord train_VAE.py"):
-        load_model(path)
     save_model(new_vae(), path)
-    whole = path.read_bytes()
-    for thing in (b"", b"bonjour\n" * 1000, b"PK\5\6" + bytes(18), bytes(range(256)) * 20,
-                  whole[:1000] + whole[1001:], whole[:100], whole[:len(whole) // 2], whole[:-1]):
+    whole, weights = path.read_bytes(), saved()["weights"]
+    for thing in [
+            b"", b"bonjour\n" * 1000, b"PK\5\6" + bytes(18), bytes(range(256)) * 20,
+            whole[:1000] + whole[1001:], whole[:100], whole[:len(whole) // 2], whole[:-1],
+            torch.zeros(3), {}, weights, torch.nn.Linear(2, 2),
+            *[saved(latent_size=value) for value in (0, 4, "3", None)],
+            *[saved(images_size=value) for value in (33, 64, 10**9)],
+            saved(weights=None), saved(weights=VAE(4, 32).state_dict()), saved(signature=torch.ones(1, 3)),
+            saved(weights={**weights, "de trop": torch.zeros(1)}),
+            saved(weights={**weights, "linear.bias": torch.full((3072,), torch.nan)})]:
         assert_refused(path, thing)
 
 
@@ -128,21 +120,21 @@ def test_trapped(tmp_path, monkeypatch, new_format):
     assert not os.path.exists("piégé")
 
 
-@pytest.mark.parametrize("times", [3, 99])
-def test_held_by_another_program(tmp_path, monkeypatch, times):
+def test_held_by_another_program(tmp_path, monkeypatch):
     """Un programme tient le fichier (Windows) : on réessaie deux secondes au moins, puis PermissionError.
     L'ancien modèle est là jusqu'à ce que le nouveau soit entier : tuer le script ne l'abîme pas."""
     path, slept, replace = tmp_path / "a.pt", [], os.replace
 
     def held(source, target):
         assert (load_model(source).latent_size, load_model(path).latent_size) == (2, 1)
-        if len(slept) < times:
+        if len(slept) < 33:
             raise PermissionError
         replace(source, target)
     save_model(VAE(1, 16), path)
     monkeypatch.setattr(os, "replace", held)
     monkeypatch.setattr(time, "sleep", slept.append)
-    with pytest.raises(PermissionError) if times == 99 else contextlib.nullcontext():
+    with pytest.raises(PermissionError):
         save_model(VAE(2, 16), path)
-    assert load_model(path).latent_size == (1 if times == 99 else 2)
-    assert sum(slept) > 2 if times == 99 else len(slept) == times
+    assert sum(slept) > 2 and load_model(path).latent_size == 1
+    save_model(VAE(2, 16), path)                            # relâché après 33 essais en tout
+    assert load_model(path).latent_size == 2

@@ -7,7 +7,7 @@ import sys
 from unittest.mock import patch
 
 import pytest
-from kit import ROOT, SCRIPTS, Raw, copy_kit, edit_zone, execute
+from kit import ROOT, SCRIPTS, copy_kit, edit_zone, execute
 from packaging.requirements import Requirement      # vient avec pytest
 
 TEXT = {name: (ROOT / name).read_text("utf-8") for name in [*SCRIPTS, "README.md", "environment.yml"]}
@@ -49,7 +49,7 @@ def test_zones():
 
 
 # Des valeurs impossibles, pour chaque paramètre de chaque script
-NUMBERS = [None, True, -1, "64", (0, 5), Raw("float('nan')"), 10**12]
+NUMBERS = [None, True, -1, "64", (0, 5), 10**12]
 NAMES = [None, 3, "absent", "a\0b", "images\test"]
 CAMERA = [None, True, 4.5, -1, []]
 BAD = {

@@ -268,12 +268,15 @@ def test_progress(folder, monkeypatch):
 
 
 def test_starter_set(starter):
-    """Les images de départ : les lignes, les fichiers, un slider par caractéristique, la test loss."""
+    """Les images de départ : les lignes que montre le README, aux nombres et au bilan près ; les fichiers, un
+    slider par caractéristique, la test loss."""
     folder, process = starter
     out = process.communicate()[0]
     losses = kit.losses_in(out)
-    assert process.returncode == 0 and "Traceback" not in out, out
-    assert "480 pour l'entraînement, 120 pour le test" in out and "Calcul sur : " in out
+    shown = re.search(r"(?s)```text\n(.*?)```", (kit.ROOT / "README.md").read_text("utf-8"))[1]
+    wanted = re.sub(r"(?<=Bilan : ).*|cpu|[\d.…]+", ".+", shown)
+    assert process.returncode == 0 and re.fullmatch(wanted, out, re.DOTALL), out
+    assert "480 pour l'entraînement, 120 pour le test" in out
     assert len(losses["loss"]) == out.count("/16 ") == 16 and losses["test"][-1] < 40, out
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {
         *kit.SCRIPTS, "images", "latents.csv", MODEL, "train_VAE.png"}
@@ -324,7 +327,7 @@ def test_picture(folder):
     for k, name in enumerate(["images de test", "reconstructions", *sliders]):
         draw.text((8, 220 + 66 * k), name, "black")
     assert picture.crop(margin.getbbox()).tobytes() == margin.tobytes()
-    column = np.asarray(picture)[:200, 130 + 596 * 3 // 6]
+    column = np.asarray(picture)[:200, 130 + 596 * 3 // 5]
     for curve, colour in (done.loss, (0, 0, 255)), (done.test, (255, 140, 0)):
         y = 195 - 190 * curve[3] / max(done.loss + done.test)
         assert np.abs(np.flatnonzero((column == colour).all(axis=1)) - y).min() < 4
