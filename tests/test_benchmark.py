@@ -1,19 +1,9 @@
-"""Le benchmark, en tout petit : chaque jeu, chaque table."""
+"""Le benchmark, en tout petit : chaque table."""
 import re
 import sys
-from itertools import islice
 
 import benchmark
 import kit
-import numpy as np
-
-
-def test_sets():
-    """Chaque jeu : des images de 64×64×3 octets, toujours les mêmes, toutes différentes."""
-    for draw, _ in benchmark.SETS.values():
-        images, again = [np.stack(list(islice(draw(), 12))) for _ in range(2)]
-        assert images.shape == (12, 64, 64, 3) and images.dtype == np.uint8
-        assert len(np.unique(images, axis=0)) == 12 and (images == again).all()
 
 
 def test_tables(capsys, monkeypatch):

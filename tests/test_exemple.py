@@ -18,11 +18,3 @@ def test_files():
         difference = np.abs(picture - draw_exemple.draw_face(*values)).max(axis=2)
         assert difference.max() <= 16 and np.count_nonzero(difference) <= 4, file.name
     assert len(pictures) == 600 and max(file.stat().st_size for file in FILES) < 4000
-
-
-def test_features():
-    """Chaque nombre parcourt uniformément [-1, 1], sans lien avec les trois autres."""
-    features = draw_exemple.features()
-    assert np.allclose(np.sort(features, axis=0), np.linspace(-1, 1, 600)[:, None])
-    for table in (features, np.abs(features)):   # abs : un lien qui ne serait pas une droite
-        assert np.abs(np.corrcoef(table.T) - np.eye(4)).max() < 0.06

@@ -60,7 +60,6 @@ GREYS = quarters(((0, 255), (0, 128), (0, 0), (200, 255)), mode="LA")
     ("1.png", quarters((0, 255, 255, 0), mode="1"), (BLACK, WHITE, WHITE, BLACK), 0),
     ("cmyk.jpg", quarters().convert("CMYK"), COLORS, 8),
     ("rgba.png", ALPHA, (GREEN, HALF_RED, WHITE, GREY), 1),
-    ("rgba.webp", ALPHA, (GREEN, HALF_RED, WHITE, GREY), 8),
     ("la.png", GREYS, (BLACK, (127,) * 3, WHITE, (200,) * 3), 1),
     ("p.gif", PALETTE, (RED, GREEN, WHITE, GREY), 0),
     ("p.png", PALETTE, (RED, GREEN, WHITE, GREY), 0)])
@@ -72,7 +71,6 @@ def test_modes(tmp_path, name, image, colors, tolerance):
 
 @pytest.mark.parametrize("mode, kind, values, shades", [
     ("I;16", "<u2", (0, 10 * 257, 50 * 257, 128 * 257), (0, 20, 100, 255)),          # 16 bits
-    ("I;16B", ">u2", (1000, 1000, 2000, 5000), (0, 0, 64, 255)),
     ("I;16", "<u2", (50, 50, 50, 51), (0, 0, 0, 255)),                               # une caméra thermique
     ("I", "<i4", (-500, 0, 3500, 3500), (0, 32, 255, 255)),
     ("F", "<f4", (0, 0.0025, 0.005, 0.01), (0, 64, 128, 255)),
@@ -96,15 +94,14 @@ def test_right_side_up(tmp_path, name, orientation):
     assert_quarters(tmp_path / name, tolerance=12)
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
 @pytest.mark.parametrize("size, images_size", [
     ((3000, 40), 64), ((40, 3000), 64), ((5001, 50), 64), ((640, 480), 16), ((2000, 1500), 512)])
-def test_central_square(tmp_path, name, size, images_size):
+def test_central_square(tmp_path, size, images_size):
     """Le carré central, sans déformer, à toutes les tailles : les bords n'y sont plus."""
     image, side = Image.new("RGB", size, RED), min(size)
     image.paste(quarters(size=(side, side)), tuple((length - side) // 2 for length in size))
-    image.save(tmp_path / name, quality=95)
-    assert_quarters(tmp_path / name, tolerance=12, images_size=images_size)
+    image.save(tmp_path / "a.jpg", quality=95)
+    assert_quarters(tmp_path / "a.jpg", tolerance=12, images_size=images_size)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.gif", "a.bmp", "a.tif", "a.webp", "a.jp2"])

@@ -78,8 +78,8 @@ def folder(folder):
 
 
 def test_f5_and_cells(console, folder):
-    """F5, avec ou sans dossier de travail, et les cellules : mêmes nombres, et l'image du bilan ;
-    l'explorateur de variables montre l'essentiel ; le dossier de travail ne change pas."""
+    """F5, avec ou sans dossier de travail, et les cellules : mêmes nombres, et l'image du bilan ; le dossier
+    de travail ne change pas."""
     script = folder / "train_VAE.py"
     text = console.f5(script)
     losses, latents, place = losses_in(text), console.evaluate("latents.tolist()"), console.evaluate("os.getcwd()")
@@ -87,8 +87,6 @@ def test_f5_and_cells(console, folder):
     for wdir in (False, True):
         assert losses_in(console.f5(script, wdir=wdir)) == losses and console.pictures == 1
     assert console.evaluate("os.getcwd()") == place
-    arrays = console.evaluate("[(a.dtype.name, *a.shape) for a in (images, train_images, latents, kl)]")
-    assert arrays == [("uint8", 64, 3, 32, 32), ("uint8", 51, 3, 32, 32), ("float32", 64, 4), ("float32", 4)]
 
     text, pictures = "", 0
     console.execute("%reset -f")
@@ -105,8 +103,9 @@ def test_f5_and_cells(console, folder):
 
 def test_faults(console, folder):
     """Une faute dans la zone : un message, et la console vit ; modifier model_VAE_64.py compte, une faute s'y
-    voit."""
+    voit, le lancer dit quoi lancer."""
     module, script = folder / "model_VAE_64.py", folder / "train_VAE.py"
+    assert "lancez train_VAE.py" in console.f5(module)
     console.f5(script)
     before = console.evaluate("sum(p.numel() for p in vae.parameters())")
     text = module.read_text(encoding="utf-8")
@@ -139,7 +138,7 @@ def test_stop_button(console, folder):
 def test_windows(console, screen, folder):
     """Les trois scripts dans une même console, dans tous les ordres, fenêtres fermées au clavier ou par le
     bouton d'arrêt : rien d'étrange ne s'affiche, et la mémoire ne grandit pas."""
-    console.execute(f"import os; os.environ.update({screen.env})")
+    console.execute(f"import os, torch; os.environ.update({screen.env}); torch.set_num_threads(3)")
     memory, stop = [], False
 
     def use(title, *keys):
@@ -156,3 +155,4 @@ def test_windows(console, screen, folder):
         memory.append(console.evaluate("__import__('psutil').Process().memory_info().rss // 2**20"))
         stop = not stop
     assert max(memory) - memory[6] < 20, f"la mémoire grandit : {memory} Mio"
+    assert console.evaluate("__import__('torch').get_num_threads()") == 3       # rendus par decode_VAE.py
