@@ -80,9 +80,9 @@ def folder(folder):
 def test_f5_and_cells(console, folder):
     """F5, avec ou sans dossier de travail, et les cellules : mêmes nombres, et l'image du bilan ; le dossier
     de travail ne change pas."""
-    script = folder / "train_VAE.py"
+    script, place = folder / "train_VAE.py", console.evaluate("__import__('os').getcwd()")
     text = console.f5(script)
-    losses, latents, place = losses_in(text), console.evaluate("latents.tolist()"), console.evaluate("os.getcwd()")
+    losses, latents = losses_in(text), console.evaluate("latents.tolist()")
     assert len(losses["loss"]) == 2 and "Bilan : " in text
     for wdir in (False, True):
         assert losses_in(console.f5(script, wdir=wdir)) == losses and console.pictures == 1
