@@ -209,7 +209,7 @@ def test_held_and_tapped(record, fake, delay, interval):
         tapped = recorder.sent
         screen.xdotool("key", "s")
         time.sleep(0.1)
-        recorder.send(3)                                     # venues après l'appui : pas enregistrées
+        recorder.send_until(GREY)                            # venues après l'appui : pas enregistrées
         assert recorder.says(len(held) + 1)                  # déjà comptée
         wait_until(lambda: len(recorder.files()) > len(held))
         screen.xdotool("key", "Left", "F4", "a", "Right")    # 0xFF53 finit comme « S », 0x53
